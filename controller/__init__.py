@@ -1,0 +1,1 @@
+"""The cluster's controller: resources in, snapshots and certificates out, telemetry back."""

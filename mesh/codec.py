@@ -1,0 +1,162 @@
+"""Frozen dataclasses to msgpack and back, checked field by field: everything from a peer is hostile.
+
+A dataclass travels as an array of its fields in order; a newer peer may append fields, an older one may leave off
+those that have defaults. A union of dataclasses travels as `[class name, fields]`. Decoding checks every type against
+the annotation and raises `DecodeError` with the path of the first field that is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+
+_Decoder = Callable[[Any, str], Any]
+
+
+class DecodeError(ValueError):
+    """The bytes are not what the type says; the message holds the path of the offending field."""
+
+
+def encode(value: object, of: Any = None) -> bytes:
+    """Serialise a dataclass instance; `of` names the union it is to be decoded as, if any."""
+    if of is not None:
+        return msgpack.packb([type(value).__name__, _plain(value)])  # type: ignore[no-any-return]
+    return msgpack.packb(_plain(value))  # type: ignore[no-any-return]
+
+
+def decode(of: Any, data: bytes | memoryview) -> Any:
+    """Read one `of` (a dataclass or a union of dataclasses); raise `DecodeError`."""
+    try:
+        raw = msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise DecodeError(f"not a msgpack message: {error}") from error
+    return _decoder(of)(raw, "")  # type: ignore[no-any-return]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return [_plain(getattr(value, name)) for name in _names(type(value))]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
+
+
+@cache
+def _decoder(of: Any) -> _Decoder:
+    origin, args = get_origin(of), get_args(of)
+    if origin in (Union, types.UnionType):
+        return _union(args)
+    if origin is tuple:
+        return _tuple(args[0])
+    if origin is dict:
+        return _dict(*args)
+    if dataclasses.is_dataclass(of):
+        return _dataclass(of)
+    if isinstance(of, type) and issubclass(of, enum.Enum):
+        return _enum(of)
+    if of in (str, int, float, bool, bytes):
+        return _scalar(of)
+    raise TypeError(f"codec cannot carry {of!r}")
+
+
+def _fail(path: str, expected: str, got: object) -> DecodeError:
+    return DecodeError(f"{path or 'message'}: expected {expected}, got {type(got).__name__}")
+
+
+def _scalar(of: type) -> _Decoder:
+    def read(raw: Any, path: str) -> Any:
+        if of is float and type(raw) is int:
+            return float(raw)
+        if type(raw) is not of:
+            raise _fail(path, of.__name__, raw)
+        return raw
+
+    return read
+
+
+def _enum(of: type[enum.Enum]) -> _Decoder:
+    members = {member.value: member for member in of}
+
+    def read(raw: Any, path: str) -> Any:
+        try:
+            return members[raw]
+        except (KeyError, TypeError):
+            raise DecodeError(f"{path}: {raw!r} is not one of {', '.join(map(str, members))}") from None
+
+    return read
+
+
+def _tuple(of: Any) -> _Decoder:
+    item = _decoder(of)
+
+    def read(raw: Any, path: str) -> Any:
+        if type(raw) is not list:
+            raise _fail(path, "array", raw)
+        return tuple([item(value, f"{path}[{index}]") for index, value in enumerate(raw)])
+
+    return read
+
+
+def _dict(key_of: Any, value_of: Any) -> _Decoder:
+    read_key, read_value = _decoder(key_of), _decoder(value_of)
+
+    def read(raw: Any, path: str) -> Any:
+        if type(raw) is not dict:
+            raise _fail(path, "map", raw)
+        return {read_key(key, f"{path} key"): read_value(value, f"{path}[{key!r}]") for key, value in raw.items()}
+
+    return read
+
+
+def _union(args: tuple[Any, ...]) -> _Decoder:
+    if type(None) in args:
+        inner = _decoder(Union[tuple(a for a in args if a is not type(None))])  # noqa: UP007 (built at run time)
+        return lambda raw, path: None if raw is None else inner(raw, path)
+    decoders = {a.__name__: _decoder(a) for a in args}
+
+    def read(raw: Any, path: str) -> Any:
+        if type(raw) is not list or len(raw) != 2 or type(raw[0]) is not str:
+            raise _fail(path, "[type, fields]", raw)
+        if (found := decoders.get(raw[0])) is None:
+            raise DecodeError(f"{path or 'message'}: unknown type {raw[0][:40]!r}")
+        return found(raw[1], raw[0])
+
+    return read
+
+
+def _dataclass(of: Any) -> _Decoder:
+    hints = get_type_hints(of)
+    fields = dataclasses.fields(of)
+    readers = [(f.name, _decoder(hints[f.name])) for f in fields]
+    needed = sum(
+        1 for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
+
+    def read(raw: Any, path: str) -> Any:
+        if type(raw) is not list:
+            raise _fail(path, of.__name__, raw)
+        if len(raw) < needed:
+            raise DecodeError(f"{path or of.__name__}: {len(raw)} fields, {of.__name__} has {needed}")
+        try:
+            return of(*[reader(value, f"{path}.{name}") for (name, reader), value in zip(readers, raw, strict=False)])
+        except DecodeError:
+            raise
+        except ValueError as error:  # a dataclass's own check
+            raise DecodeError(f"{path or of.__name__}: {error}") from error
+
+    return read

@@ -1,0 +1,246 @@
+"""The mesh's nouns: workloads, services, policies. Frozen; built by the controller, read by the nodes.
+
+Addresses are strings in canonical form (`str(ipaddress.ip_address(x))`, no IPv4-mapped IPv6), so that they can be
+compared with what `getsockname` returns. Ports are integers in 1..65535.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+HBONE_PORT = 15008
+OUTBOUND_PORT = 15001
+INBOUND_PORT = 15006
+PROXY_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT})
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """What holds for the whole mesh."""
+
+    trust_domain: str = "cluster.local"
+    cluster: str = "Kubernetes"
+    root_namespace: str = "nodemesh-system"
+    ranges: tuple[str, ...] = ()
+    """CIDRs that belong to the mesh: an address in one that the snapshot doesn't know is held, not passed through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A pod or anything enrolled like one, in the mesh (`meshed`) or merely known to it."""
+
+    uid: str
+    """`<namespace>/<name>`."""
+    name: str
+    namespace: str
+    service_account: str
+    node: str
+    addresses: tuple[str, ...]
+    meshed: bool
+    app: str = ""
+    """Canonical service name: label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, or the name."""
+    version: str = ""
+    """Canonical revision: label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, or latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of a service."""
+
+    name: str
+    port: int
+    app_protocol: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One backend of a service: an address and, for each of the service's ports in order, the target port (0: none)."""
+
+    address: str
+    workload: str
+    """uid of the workload, or `""` for an address outside the mesh."""
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A name, virtual addresses, ports, and the endpoints behind them."""
+
+    name: str
+    namespace: str
+    addresses: tuple[str, ...]
+    ports: tuple[ServicePort, ...]
+    endpoints: tuple[Endpoint, ...]
+
+    @property
+    def key(self) -> str:
+        """`<namespace>/<name>`."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def hostname(self) -> str:
+        """The name that metrics and logs show."""
+        return f"{self.name}.{self.namespace}.svc.cluster.local"
+
+
+class Action(enum.Enum):
+    """What an authorization policy does on a match."""
+
+    ALLOW = "ALLOW"
+    DENY = "DENY"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`rules[].from[].source`: every non-empty field must match; within a field any value may.
+
+    Strings match exactly, by prefix (`a*`), suffix (`*a`) or presence (`*`), as in Istio.
+    """
+
+    principals: tuple[str, ...] = ()
+    not_principals: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    not_namespaces: tuple[str, ...] = ()
+    service_accounts: tuple[str, ...] = ()
+    """`<namespace>/<name>`; a bare name was completed with the policy's namespace by the controller."""
+    not_service_accounts: tuple[str, ...] = ()
+    ip_blocks: tuple[str, ...] = ()
+    not_ip_blocks: tuple[str, ...] = ()
+    http_clauses: tuple[str, ...] = ()
+    """Names of the clauses present that need HTTP (`requestPrincipals`, `remoteIpBlocks`, …)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`rules[].to[].operation`. Ports are target ports."""
+
+    ports: tuple[int, ...] = ()
+    not_ports: tuple[int, ...] = ()
+    http_clauses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """`rules[].when[]`: `key` is one of Istio's attribute names, e.g. `source.ip`, `destination.port`."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    not_values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Matches if any source, any operation and all conditions match; an empty tuple matches anything."""
+
+    sources: tuple[Source, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """An `AuthorizationPolicy`. With no rules it matches nothing (so ALLOW with none denies everything)."""
+
+    name: str
+    namespace: str
+    action: Action
+    rules: tuple[Rule, ...]
+    selector: dict[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+
+    @property
+    def key(self) -> str:
+        """`<namespace>/<name>`."""
+        return f"{self.namespace}/{self.name}"
+
+
+class MtlsMode(enum.Enum):
+    """`PeerAuthentication`'s mode; UNSET inherits."""
+
+    UNSET = "UNSET"
+    DISABLE = "DISABLE"
+    PERMISSIVE = "PERMISSIVE"
+    STRICT = "STRICT"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAuth:
+    """A `PeerAuthentication`. The workload's (selector) beats the namespace's beats the root namespace's; oldest first."""
+
+    name: str
+    namespace: str
+    mode: MtlsMode
+    selector: dict[str, str] = field(default_factory=dict)
+    port_modes: dict[int, MtlsMode] = field(default_factory=dict)
+    """By target port; only where `selector` is not empty."""
+    created: int = 0
+    """Unix seconds."""
+
+    @property
+    def key(self) -> str:
+        """`<namespace>/<name>`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """A workload as its node declares it."""
+
+    name: str
+    namespace: str
+    service_account: str
+    labels: dict[str, str]
+    addresses: tuple[str, ...]
+
+    @property
+    def uid(self) -> str:
+        """`<namespace>/<name>`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One side of an edge, as metrics and telemetry name it; fields are `""` or `"unknown"` where not known."""
+
+    workload: str
+    namespace: str
+    principal: str
+    app: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeKey:
+    """Who talked to whom, seen by whom. One time series of the `istio_tcp_*` metrics."""
+
+    reporter: str
+    """`source` or `destination`."""
+    source: Party
+    destination: Party
+    service: str
+    """Destination service's host name, or `""`."""
+    security: str
+    """`mutual_tls` or `none`."""
+    flags: str
+    """Envoy response flags (`-`, `UF`, `UH`, `NR`, `RBAC`, …)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeCounts:
+    """What happened on an edge since it was last reported. Bytes: `received` from the client, `sent` to it."""
+
+    opened: int = 0
+    closed: int = 0
+    failed: int = 0
+    denied: int = 0
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeReport:
+    """One edge's counts."""
+
+    key: EdgeKey
+    counts: EdgeCounts

@@ -1,0 +1,216 @@
+"""The protocol between a node and the controller: its messages, and their framing.
+
+One TLS 1.3 connection from `noded` to the controller's port 15012. A frame is a 4-byte big-endian length, then one
+msgpack message (see `mesh.codec`) of the union `FromNode` or `FromController`. A node without a certificate verifies
+the controller against the root whose SHA-256 its join token carries and may send only `Join`; a node with one
+(URI SAN `spiffe://<trust domain>/node/<name>`) sends `Hello` first. Everything it may ask for is bounded by what its
+join token allowed.
+
+    node                         controller
+     | Hello(epoch, revision)  ->  |
+     |  <-  Welcome, Update(full or since that revision)
+     | Ack(revision) | Nack(revision, why)  ->  |      (a Nack leaves the node on its last good snapshot)
+     | Enrol, Withdraw, Sign  ->  |                     answered by Enrolled, Signed or Refused with the same `request`
+     | Report  ->  |                                     every few seconds
+     | Ping <-> Pong                                     every 10 s; silence for 30 s ends the connection
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from mesh.codec import DecodeError, decode, encode
+from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, Service, Workload
+
+PROTOCOL = 1
+MAX_FRAME = 64 * 1024 * 1024
+MAX_FRAME_BEFORE_HELLO = 64 * 1024
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A new node: the join token's secret, its name, and a CSR (PEM) for the node's own certificate."""
+
+    token: str
+    node: str
+    csr: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The node's certificate chain and the roots to trust (PEM). The node reconnects with them."""
+
+    chain: bytes
+    roots: bytes
+    trust_domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of an authenticated node. `workloads` is the full list; the controller forgets others of this node."""
+
+    protocol: int
+    software: str
+    epoch: str
+    revision: int
+    workloads: tuple[Enrolment, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to `Hello`. `refused` maps uid to the reason why a workload that the node listed is not enrolled."""
+
+    protocol: int
+    software: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What the node is to know. If `full`, it replaces everything; else it applies to revision `base` of `epoch`.
+
+    `workloads` and `services` hold those added or changed; `removed` holds `w:<uid>` and `s:<ns>/<name>`. `policies`
+    and `peer_auths`, where `has_policies`, replace all of the node's: only those its own workloads can need.
+    """
+
+    epoch: str
+    revision: int
+    base: int
+    full: bool
+    config: MeshConfig
+    workloads: tuple[Workload, ...] = ()
+    services: tuple[Service, ...] = ()
+    removed: tuple[str, ...] = ()
+    has_policies: bool = False
+    policies: tuple[Policy, ...] = ()
+    peer_auths: tuple[PeerAuth, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The node has applied this revision, workers included."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """The node could not apply this revision and stays on the one before."""
+
+    revision: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Enrol:
+    """The node has a new workload, or a changed one of the same uid."""
+
+    request: int
+    workload: Enrolment
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The workload is registered."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The workload is gone from this node."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """Ask for a certificate for an enrolled workload's identity, or with uid `""` to renew the node's own."""
+
+    request: int
+    uid: str
+    csr: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Certificate chain (PEM, leaf first). Life: Unix seconds."""
+
+    request: int
+    chain: bytes
+    not_before: float
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a request was not granted; asking again does not help until something changes."""
+
+    request: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The roots to trust (PEM, one or more), sent after `Welcome` and whenever they change."""
+
+    roots: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Counts per edge since the last report."""
+
+    edges: tuple[EdgeReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there?"""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Yes."""
+
+
+FromNode = Join | Hello | Ack | Nack | Enrol | Withdraw | Sign | Report | Ping | Pong
+FromController = Joined | Welcome | Update | Enrolled | Signed | Refused | Trust | Ping | Pong
+
+
+def frame(message: object, union: object) -> bytes:
+    """One message as bytes for the wire; `union` is `FromNode` or `FromController`."""
+    body = encode(message, union)
+    if len(body) > MAX_FRAME:
+        raise ValueError(f"{type(message).__name__} of {len(body)} bytes exceeds the frame limit of {MAX_FRAME}")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Reader:
+    """Cuts a byte stream into messages of `union`. Raises `DecodeError` on the first bad one; discard it then."""
+
+    def __init__(self, union: object, limit: int = MAX_FRAME) -> None:
+        self._union = union
+        self.limit = limit
+        """Largest frame body accepted, bytes; raise it after the peer has authenticated."""
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[object]:
+        """Return the messages that `data` completes, in order."""
+        buffer = self._buffer
+        buffer += data
+        messages: list[object] = []
+        at = 0
+        while len(buffer) - at >= 4:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > self.limit:
+                raise DecodeError(f"frame of {length} bytes exceeds the limit of {self.limit}")
+            if len(buffer) - at - 4 < length:
+                break
+            messages.append(decode(self._union, bytes(buffer[at + 4 : at + 4 + length])))  # type: ignore[type-var]
+            at += 4 + length
+        del buffer[:at]
+        return messages
