@@ -26,8 +26,8 @@ class DecodeError(ValueError):
 def encode(value: object, of: Any = None) -> bytes:
     """Serialise a dataclass instance; `of` names the union it is to be decoded as, if any."""
     if of is not None:
-        return msgpack.packb([type(value).__name__, _plain(value)])  # type: ignore[no-any-return]
-    return msgpack.packb(_plain(value))  # type: ignore[no-any-return]
+        return bytes(msgpack.packb([type(value).__name__, _plain(value)]))
+    return bytes(msgpack.packb(_plain(value)))
 
 
 def decode(of: Any, data: bytes | memoryview) -> Any:
@@ -36,12 +36,12 @@ def decode(of: Any, data: bytes | memoryview) -> Any:
         raw = msgpack.unpackb(data, strict_map_key=False)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise DecodeError(f"not a msgpack message: {error}") from error
-    return _decoder(of)(raw, "")  # type: ignore[no-any-return]
+    return _decoder(of)(raw, "")
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return [_plain(getattr(value, name)) for name in _names(type(value))]
+        return [_plain(getattr(value, name)) for name in _names(value.__class__)]
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple | list):
@@ -143,9 +143,7 @@ def _dataclass(of: Any) -> _Decoder:
     hints = get_type_hints(of)
     fields = dataclasses.fields(of)
     readers = [(f.name, _decoder(hints[f.name])) for f in fields]
-    needed = sum(
-        1 for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    )
+    needed = sum(1 for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
 
     def read(raw: Any, path: str) -> Any:
         if type(raw) is not list:

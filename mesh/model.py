@@ -41,7 +41,7 @@ class Workload:
     app: str = ""
     """Canonical service name: label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, or the name."""
     version: str = ""
-    """Canonical revision: label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, or latest."""
+    """Revision: label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, or `latest`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class MtlsMode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PeerAuth:
-    """A `PeerAuthentication`. The workload's (selector) beats the namespace's beats the root namespace's; oldest first."""
+    """A `PeerAuthentication`: a workload's (selector) beats the namespace's, which beats the root one; oldest wins."""
 
     name: str
     namespace: str

@@ -49,7 +49,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of an authenticated node. `workloads` is the full list; the controller forgets others of this node."""
+    """First message of an authenticated node. `workloads` is its full list; the controller forgets others it had."""
 
     protocol: int
     software: str
@@ -210,7 +210,7 @@ class Reader:
                 raise DecodeError(f"frame of {length} bytes exceeds the limit of {self.limit}")
             if len(buffer) - at - 4 < length:
                 break
-            messages.append(decode(self._union, bytes(buffer[at + 4 : at + 4 + length])))  # type: ignore[type-var]
+            messages.append(decode(self._union, bytes(buffer[at + 4 : at + 4 + length])))
             at += 4 + length
         del buffer[:at]
         return messages

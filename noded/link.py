@@ -52,7 +52,7 @@ class WorkloadUp:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadDown:
-    """Stop accepting for it at once; reset what is left after `drain_seconds`; forget its keys; answer `WorkloadGone`."""
+    """Stop accepting for it; reset what is left after `drain_seconds`; forget its keys; answer `WorkloadGone`."""
 
     uid: str
     drain_seconds: float
