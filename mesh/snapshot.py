@@ -1,0 +1,247 @@
+"""A node's view of the mesh at one revision: immutable, indexed for `resolve`, made from the one before by a delta.
+
+Where two workloads claim one address (a pod's successor may be announced before its end), one that is in the mesh beats
+one that is not, then the smaller uid wins; of two services the smaller key wins, port by port. The choice depends on
+what is there and not on the order of arrival, so that all nodes, and a node before and after its restart, agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from mesh.cidr import Blocks, parse_address
+from mesh.model import MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.sync import Update
+
+_RANGE_MEMO = 8192
+
+_T = TypeVar("_T", bound=Workload | Service)
+
+
+class SnapshotError(ValueError):
+    """An update does not fit onto this snapshot; the node answers `Nack` with the message and stays where it is."""
+
+
+class Vip(NamedTuple):
+    """What is behind one port of one service address."""
+
+    service: Service
+    port_index: int
+    backends: tuple[tuple[str, int, str], ...]
+    """Of the endpoints that serve this port: address, target port, uid of the workload or `""`."""
+
+
+class _Ranges:
+    """The mesh's own CIDRs, with a bounded memory of what was asked: destinations repeat, and parsing costs 2 µs."""
+
+    __slots__ = ("_blocks", "_memo")
+
+    def __init__(self, ranges: tuple[str, ...]) -> None:
+        self._blocks = Blocks(ranges)
+        self._memo: dict[str, bool] = {}
+
+    def contain(self, address: str) -> bool:
+        """Raise `ValueError` if `address` is not one."""
+        if (known := self._memo.get(address)) is None:
+            known = parse_address(address) in self._blocks
+            if len(self._memo) >= _RANGE_MEMO:
+                self._memo.clear()
+            self._memo[address] = known
+        return known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Build with `empty` and `apply` only. It never changes after that: a task may keep one as long as it likes."""
+
+    epoch: str
+    revision: int
+    config: MeshConfig
+    workloads: Mapping[str, Workload]
+    """By uid."""
+    services: Mapping[str, Service]
+    """By key, `<namespace>/<name>`."""
+    policies: tuple[Policy, ...]
+    peer_auths: tuple[PeerAuth, ...]
+    ready: bool
+    """Whether an update was ever applied."""
+    _ranges: _Ranges
+    _workload_claims: dict[str, tuple[Workload, ...]]
+    """By address: the workloads that have it, the one that counts first."""
+    _service_claims: dict[str, tuple[Service, ...]]
+    _vips: dict[str, dict[int, Vip]]
+    """By service address, then port."""
+
+    @staticmethod
+    def empty() -> Snapshot:
+        """What a node knows before its first update: nothing, and `ready` says so."""
+        return Snapshot("", 0, MeshConfig(), {}, {}, (), (), False, _Ranges(()), {}, {}, {})
+
+    def workload_at(self, address: str) -> Workload | None:
+        """The workload that has this address."""
+        claims = self._workload_claims.get(address)
+        return claims[0] if claims else None
+
+    def service_at(self, address: str, port: int) -> tuple[Service, int] | None:
+        """The service with this virtual address and port, and the port's index in `Service.ports`."""
+        vip = self.vip_at(address, port)
+        return (vip.service, vip.port_index) if vip else None
+
+    def vip_at(self, address: str, port: int) -> Vip | None:
+        """Like `service_at`, with the endpoints that serve the port."""
+        ports = self._vips.get(address)
+        return ports.get(port) if ports else None
+
+    def knows_service_address(self, address: str) -> bool:
+        """Whether any service has this virtual address, on whatever port."""
+        return address in self._vips
+
+    def in_ranges(self, address: str) -> bool:
+        """Whether the address belongs to the mesh, known or not. Raises `ValueError` if it is not an address."""
+        return self._ranges.contain(address)
+
+    def apply(self, update: Update) -> Snapshot:
+        """The snapshot after `update`; raises `SnapshotError` if it isn't based on this one or can't be read.
+
+        A delta may name in `removed` what this node never had: the controller folds several changes into one.
+        """
+        if update.full:
+            if not update.has_policies:  # taking it to mean "no policies" would open every workload
+                raise SnapshotError(f"full update {update.epoch}/{update.revision} carries no policies (has_policies)")
+            before = Snapshot.empty()
+        elif not self.ready or (update.epoch, update.base) != (self.epoch, self.revision):
+            at = f"{self.epoch}/{self.revision}" if self.ready else "nothing"
+            raise SnapshotError(
+                f"update to {update.epoch}/{update.revision} is based on {update.epoch}/{update.base}, "
+                f"but this node has {at}; it needs a full update"
+            )
+        else:
+            before = self
+        gone_workloads, gone_services = _removed(update.removed)
+        workloads, workload_claims = _changed(
+            before.workloads, before._workload_claims, update.workloads, gone_workloads, _workload_key, _precedence
+        )
+        services, service_claims = _changed(
+            before.services, before._service_claims, update.services, gone_services, _service_key, _service_key
+        )
+        vips = dict(before._vips)
+        for address in _touched(before.services, update.services, gone_services):
+            if claims := service_claims.get(address):
+                vips[address] = _ports(claims)
+            else:
+                vips.pop(address, None)
+        return Snapshot(
+            epoch=update.epoch,
+            revision=update.revision,
+            config=update.config,
+            workloads=workloads,
+            services=services,
+            policies=update.policies if update.has_policies else before.policies,
+            peer_auths=update.peer_auths if update.has_policies else before.peer_auths,
+            ready=True,
+            _ranges=self._ranges if update.config.ranges == self.config.ranges else _compiled(update.config.ranges),
+            _workload_claims=workload_claims,
+            _service_claims=service_claims,
+            _vips=vips,
+        )
+
+    def to_update(self) -> Update:
+        """All of it as one full update, for the node's disk: `Snapshot.empty().apply(s.to_update())` equals `s`."""
+        return Update(
+            epoch=self.epoch,
+            revision=self.revision,
+            base=0,
+            full=True,
+            config=self.config,
+            workloads=tuple(self.workloads.values()),
+            services=tuple(self.services.values()),
+            has_policies=True,
+            policies=self.policies,
+            peer_auths=self.peer_auths,
+        )
+
+
+def _compiled(ranges: tuple[str, ...]) -> _Ranges:
+    try:
+        return _Ranges(ranges)
+    except ValueError as error:
+        raise SnapshotError(f"mesh ranges: {error}") from error
+
+
+def _removed(names: tuple[str, ...]) -> tuple[set[str], set[str]]:
+    gone: dict[str, set[str]] = {"w": set(), "s": set()}
+    for name in names:
+        kind, colon, key = name.partition(":")
+        if not colon or kind not in gone:
+            raise SnapshotError(f"removed: {name[:80]!r} is neither w:<uid> nor s:<namespace>/<name>")
+        gone[kind].add(key)
+    return gone["w"], gone["s"]
+
+
+def _workload_key(workload: Workload) -> str:
+    return workload.uid
+
+
+def _service_key(service: Service) -> str:
+    return service.key
+
+
+def _precedence(workload: Workload) -> tuple[bool, str]:
+    return not workload.meshed, workload.uid
+
+
+def _changed(
+    before: Mapping[str, _T],
+    claims_before: dict[str, tuple[_T, ...]],
+    added: Iterable[_T],
+    gone: set[str],
+    key_of: Callable[[_T], str],
+    order: Callable[[_T], Any],
+) -> tuple[dict[str, _T], dict[str, tuple[_T, ...]]]:
+    """The objects by key, and by address, after a change. Copies two dicts and touches only what changed."""
+    objects, claims = dict(before), dict(claims_before)
+
+    def forget(key: str) -> None:
+        if (old := objects.pop(key, None)) is not None:
+            for address in old.addresses:
+                if left := tuple([other for other in claims.get(address, ()) if key_of(other) != key]):
+                    claims[address] = left
+                else:
+                    claims.pop(address, None)
+
+    for key in gone:
+        forget(key)
+    for new in added:
+        forget(key_of(new))
+        objects[key_of(new)] = new
+        for address in dict.fromkeys(new.addresses):
+            claims[address] = tuple(sorted([*claims.get(address, ()), new], key=order))
+    return objects, claims
+
+
+def _touched(before: Mapping[str, Service], added: tuple[Service, ...], gone: set[str]) -> set[str]:
+    """Virtual addresses whose ports may have changed."""
+    touched = {address for service in added for address in service.addresses}
+    for key in gone.union(service.key for service in added):
+        if (old := before.get(key)) is not None:
+            touched.update(old.addresses)
+    return touched
+
+
+def _ports(claims: tuple[Service, ...]) -> dict[int, Vip]:
+    ports: dict[int, Vip] = {}
+    for service in claims:
+        for index, port in enumerate(service.ports):
+            if port.port not in ports:
+                ports[port.port] = Vip(service, index, _backends(service, index))
+    return ports
+
+
+def _backends(service: Service, index: int) -> tuple[tuple[str, int, str], ...]:
+    return tuple(
+        (endpoint.address, endpoint.ports[index], endpoint.workload)
+        for endpoint in service.endpoints
+        if index < len(endpoint.ports) and endpoint.ports[index]
+    )
