@@ -1,0 +1,5 @@
+"""May this peer connect to this workload? The only maker of `Permit`, without which `dial` cannot be called."""
+
+from mesh.authz.authorizer import Authorizer, Denial, Peer, Permit
+
+__all__ = ["Authorizer", "Denial", "Peer", "Permit"]

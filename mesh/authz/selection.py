@@ -1,0 +1,77 @@
+"""Which policies apply to a workload, and which mutual-TLS mode each of its ports has.
+
+Semantics: https://istio.io/latest/docs/reference/config/security/authorization-policy/ (a policy applies in its own
+namespace, one of the root namespace everywhere, both narrowed by the selector) and
+https://istio.io/latest/docs/reference/config/security/peer_authentication/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mesh.model import MtlsMode, PeerAuth, Policy
+
+
+def applying(
+    policies: Iterable[Policy], *, namespace: str, labels: Mapping[str, str], root_namespace: str
+) -> list[Policy]:
+    """The authorization policies that apply to a workload, in the order given."""
+    return [
+        policy
+        for policy in policies
+        if policy.namespace in (namespace, root_namespace) and _selects(policy.selector, labels)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Mtls:
+    """A workload's mode, the key of the `PeerAuthentication` that set it (`""` for the default), and the exceptions."""
+
+    mode: MtlsMode = MtlsMode.PERMISSIVE
+    policy: str = ""
+    ports: Mapping[int, tuple[MtlsMode, str]] = field(default_factory=dict)
+
+    def at(self, port: int) -> tuple[MtlsMode, str]:
+        """The mode at a target port, never UNSET, and who set it."""
+        return self.ports.get(port) or (self.mode, self.policy)
+
+
+def effective_mtls(
+    peer_auths: Iterable[PeerAuth], *, namespace: str, labels: Mapping[str, str], root_namespace: str
+) -> Mtls:
+    """Resolve a workload's `PeerAuthentication`s: its own beats its namespace's, which beats the root namespace's.
+
+    Of each kind only the oldest counts (then the smaller key). UNSET inherits from the next. As in Istio, the root
+    namespace's apply to the mesh only without a selector, and port modes only count with one.
+    """
+    mesh, of_namespace, own = [], [], []
+    for peer_auth in peer_auths:
+        if peer_auth.namespace == root_namespace:
+            if not peer_auth.selector:
+                mesh.append(peer_auth)
+        elif peer_auth.namespace == namespace:
+            if not peer_auth.selector:
+                of_namespace.append(peer_auth)
+            elif _selects(peer_auth.selector, labels):
+                own.append(peer_auth)
+    effective = Mtls()
+    for kind in (mesh, of_namespace, own):
+        if kind:
+            oldest = min(kind, key=lambda peer_auth: (peer_auth.created, peer_auth.key))
+            effective = _inherit(oldest, effective)
+    return effective
+
+
+def _inherit(peer_auth: PeerAuth, parent: Mtls) -> Mtls:
+    mode, policy = (parent.mode, parent.policy) if peer_auth.mode is MtlsMode.UNSET else (peer_auth.mode, peer_auth.key)
+    ports = {
+        port: (port_mode, peer_auth.key)
+        for port, port_mode in peer_auth.port_modes.items()
+        if peer_auth.selector and port_mode is not MtlsMode.UNSET
+    }
+    return Mtls(mode, policy, ports)
+
+
+def _selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())
