@@ -1,0 +1,149 @@
+"""What nodectl's tables show of each kind of answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.present import Column, Row, ago, plain, rate, size, stamp, until
+
+
+def workload_state(row: Row) -> str:
+    """`ready`, or `failed: why`."""
+    return f"{row.get('state', '-')}: {row['reason']}" if row.get("reason") else str(row.get("state", ""))
+
+
+def short_identity(uri: Any, now: float = 0) -> str:
+    """`shop/web` for `spiffe://cluster.local/ns/shop/sa/web`; anything else as it is."""
+    match str(uri).removeprefix("spiffe://").split("/"):
+        case [_, "ns", namespace, "sa", account]:
+            return f"{namespace}/{account}"
+        case [_, "node", node]:
+            return f"node {node}"
+    return str(uri)
+
+
+def _peer(row: Row) -> Any:
+    outbound = row.get("direction") == "outbound"
+    return short_identity(row.get("destination_identity" if outbound else "source_identity") or "")
+
+
+def _ports(row: Row) -> list[str]:
+    return [f"{port.get('name') or '-'}:{port.get('port')}" for port in row.get("ports", [])]
+
+
+def _endpoints(row: Row) -> list[str]:
+    return [f"{endpoint.get('address')}:{plain(endpoint.get('ports'))}" for endpoint in row.get("endpoints", [])]
+
+
+def _effect(row: Row) -> str:
+    effect = str(row.get("action") or row.get("mode") or "")
+    return effect + (" (dry-run)" if row.get("dry_run") else "")
+
+
+WORKERS = (
+    Column("WORKER", "index"),
+    Column("PID", "pid", right=True),
+    Column("CONNECTIONS", "connections", right=True),
+    Column("TUNNELS", "tunnels", right=True),
+    Column("RESTARTS", "restarts", right=True),
+)
+
+WORKLOADS = (
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("STATE", workload_state, state=True),
+    Column("CERTIFICATE", "certificate", state=True),
+    Column("SERVICE-ACCOUNT", "service_account"),
+    Column("ADDRESSES", "addresses"),
+    Column("CONNECTIONS", "connections", right=True),
+    Column("LABELS", "labels", wide=True),
+    Column("NETNS", "netns", wide=True),
+)
+
+MESH_WORKLOADS = (
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("NODE", "node"),
+    Column("MESHED", "meshed"),
+    Column("SERVICE-ACCOUNT", "service_account"),
+    Column("ADDRESSES", "addresses"),
+    Column("APP", "app", wide=True),
+    Column("VERSION", "version", wide=True),
+)
+
+SERVICES = (
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("ADDRESSES", "addresses"),
+    Column("PORTS", _ports),
+    Column("ENDPOINTS", lambda row: len(row.get("endpoints", [])), right=True),
+    Column("ADDRESS:TARGET-PORTS", _endpoints, wide=True),
+)
+
+POLICIES = (
+    Column("KIND", "kind"),
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("EFFECT", _effect),
+    Column("RULES", lambda row: len(row["rules"]) if "rules" in row else None, right=True),
+    Column("APPLIES-TO", "applies_to"),
+    Column("SELECTOR", "selector", wide=True),
+)
+
+CERTS = (
+    Column("WORKLOAD", lambda row: row.get("uid") or "(node)"),
+    Column("IDENTITY", "identity"),
+    Column("STATE", "state", state=True),
+    Column("EXPIRES-IN", "not_after", until),
+    Column("RENEWS-IN", "renew_at", until),
+    Column("LAST-ERROR", "last_error"),
+    Column("NOT-BEFORE", "not_before", stamp, wide=True),
+    Column("NOT-AFTER", "not_after", stamp, wide=True),
+    Column("SERIAL", "serial", wide=True),
+)
+
+CONNECTIONS = (
+    Column("ID", "id", wide=True),
+    Column("WORKER", "worker", wide=True),
+    Column("DIRECTION", "direction"),
+    Column("WORKLOAD", "workload"),
+    Column("SOURCE", "source"),
+    Column("DESTINATION", "destination"),
+    Column("SERVICE", "service", wide=True),
+    Column("VIA", "via", state=True),
+    Column("PEER", _peer),
+    Column("STATE", "state", state=True),
+    Column("AGE", "opened_at", ago, right=True),
+    Column("RECEIVED", "received", size, right=True),
+    Column("SENT", "sent", size, right=True),
+    Column("POLICY", "policy", wide=True),
+    Column("SOURCE-IDENTITY", "source_identity", wide=True),
+    Column("DESTINATION-IDENTITY", "destination_identity", wide=True),
+)
+
+RATES = (
+    Column("RECEIVED/S", "received_rate", rate, right=True),
+    Column("SENT/S", "sent_rate", rate, right=True),
+)
+
+TUNNELS = (
+    Column("WORKER", "worker", wide=True),
+    Column("DIRECTION", "direction"),
+    Column("WORKLOAD", "workload"),
+    Column("PEER", "peer"),
+    Column("PEER-IDENTITY", lambda row: short_identity(row.get("peer_identity") or "")),
+    Column("STATE", "state", state=True),
+    Column("STREAMS", "streams", right=True),
+    Column("AGE", "opened_at", ago, right=True),
+    Column("RECEIVED", "received", size, right=True),
+    Column("SENT", "sent", size, right=True),
+    Column("LOCAL-IDENTITY", "local_identity", wide=True),
+    Column("FULL-PEER-IDENTITY", "peer_identity", wide=True),
+)
+
+CAPTURE = (
+    Column("WORKLOAD", "uid"),
+    Column("INSTALLED", "installed", state=True),
+    Column("DRIFT", lambda row: len(row.get("drift") or []), right=True),
+    Column("RULES", lambda row: len(row.get("rules") or []), right=True),
+)

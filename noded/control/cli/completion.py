@@ -1,0 +1,47 @@
+"""Shell completion: the scripts, and names of local workloads asked from noded while the user waits."""
+
+from __future__ import annotations
+
+import click
+
+from mesh.failure import Failure
+from noded.control.cli.terminal import Client, completion_script, examples
+
+_PATIENCE = 0.5
+
+
+def workload_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """`namespace/name` of the local workloads that begin so; none if noded doesn't say at once."""
+    return [uid for uid in _local(context) if uid.startswith(incomplete)]
+
+
+def bare_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names alone, within `--namespace`."""
+    prefix = f"{context.params.get('namespace') or 'default'}/{incomplete}"
+    return [uid.partition("/")[2] for uid in _local(context) if uid.startswith(prefix)]
+
+
+def _local(context: click.Context) -> list[str]:
+    path = context.find_root().params.get("socket")
+    if not path:
+        return []
+    try:
+        items = Client(path, _PATIENCE).get("/workloads")["items"]
+    except (Failure, LookupError):
+        return []
+    return [f"{item['namespace']}/{item['name']}" for item in items]
+
+
+@examples(
+    "source <(nodectl completion bash)",
+    'nodectl completion zsh > "${fpath[1]}/_nodectl"',
+    "nodectl completion fish > ~/.config/fish/completions/nodectl.fish",
+)
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that teaches a shell to complete nodectl."""
+    root = context.find_root().command
+    assert isinstance(root, click.Group)
+    click.echo(completion_script(root, "nodectl", shell))
