@@ -1,0 +1,147 @@
+"""`tools/bench l4`: run the rounds, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from . import figures, load, paths, usage
+from .figures import Results, Run, Series
+from .paths import Proxied
+
+CONNECTIONS = (1, 64)
+_CONNECTING = 64
+
+
+def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path) -> Results:
+    """Every figure of every path, `rounds` times over.
+
+    The paths take turns within each kind of load, and another begins each round, so that what else the machine does
+    meanwhile falls on all of them alike.
+    """
+    results = {path.name: Series({count: [] for count in CONNECTIONS}) for path in opened}
+    script = folder / "report.lua"
+
+    def wrk(path: Proxied, connections: int, *, length: float = seconds, close: bool = False) -> Run:
+        before = usage.cpu_us(path.processes.values())
+        seen = load.requests(
+            path.client, path.address, connections=connections, seconds=length, script=script, close=close
+        )
+        run = Run(seen, usage.cpu_us(path.processes.values()) - before)
+        if seen.errors:
+            say(f"  {path.name}: {seen.errors} errors among {seen.requests} requests")
+        return run
+
+    for path in opened:
+        say(f"warming up {path.name}")
+        wrk(path, max(CONNECTIONS), length=1)
+    for number in range(rounds):
+        turn = number % len(opened)
+        order = opened[turn:] + opened[:turn]
+        say(f"round {number + 1} of {rounds}")
+        for count in CONNECTIONS:
+            for path in order:
+                run = wrk(path, count)
+                results[path.name].keep_alive[count].append(run)
+                cpu = f"CPU {run.cpu_us_per_request:.1f} µs a request"
+                say(f"  {path.name:9} {run.seen.rps:7.0f} requests/s at {count:2}, p50 {run.seen.p50_us:.0f} µs, {cpu}")
+        for path in order:
+            run = wrk(path, _CONNECTING, close=True)
+            results[path.name].connects.append(run)
+            say(f"  {path.name:9} {run.seen.rps:7.0f} new connections/s, CPU {run.cpu_us_per_request:.0f} µs each")
+        for path in order:
+            speed = load.bulk_gbps(path.client, path.address, seconds=seconds)
+            results[path.name].bulk_gbps.append(speed)
+            say(f"  {path.name:9} {speed:7.2f} Gb/s")
+    for path in opened:
+        results[path.name].rss_mb = {what: usage.rss_mb(pid) for what, pid in path.processes.items()}
+    return results
+
+
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools/bench",
+        description="Measure a captured pod-to-pod path across two nodes of a testbed, in ratios to a peer.",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    l4 = kinds.add_parser(
+        "l4",
+        help="TCP: beside the same path direct and through an Envoy pair speaking HBONE over mutual TLS",
+        description="Requests/s, latency and CPU at 1 and 64 connections (wrk, nginx), new connections/s (wrk, one "
+        "request each), bulk throughput (iperf3, one stream) and memory, of a pod-to-pod path across two nodes: "
+        "direct, through a pair of Envoys with one worker each behind the same capture rules, and through Nodemesh "
+        "with one worker a node. Several rounds in which the paths alternate; medians. CPU is that of all the "
+        "proxies' processes on both sides together.",
+    )
+    l4.add_argument("--rounds", type=int, default=5, metavar="N", help="how many (default: %(default)s)")
+    l4.add_argument("--seconds", type=float, default=4, metavar="S", help="of each measurement (default: %(default)s)")
+    l4.add_argument(
+        "--paths",
+        type=_paths,
+        default=paths.NAMES,
+        metavar="LIST",
+        help=f"which, of {','.join(paths.NAMES)} (default: all)",
+    )
+    l4.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
+    parsed = parser.parse_args()
+    if parsed.rounds < 1 or parsed.seconds < 1:
+        parser.error("--rounds and --seconds must be 1 or more")
+    return parsed
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    chosen = tuple(text.split(","))
+    for name in chosen:
+        if name not in paths.NAMES:
+            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(paths.NAMES)}")
+    return tuple(name for name in paths.NAMES if name in chosen)
+
+
+def main() -> int:
+    """Run it; 0, or 1 with the reason on stderr."""
+    options = arguments()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nodemesh-bench-") as name:
+            folder = Path(name)
+            say(f"bringing up a testbed with the paths {', '.join(options.paths)}")
+            with paths.opened(options.paths, folder) as opened:
+                results = measure(opened, rounds=options.rounds, seconds=options.seconds, folder=folder)
+    except (RuntimeError, OSError) as error:
+        say(f"tools/bench: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("tools/bench: interrupted")
+        return 130
+    print(
+        f"{os.cpu_count()} cores for the load, the server and the proxies together; Linux {platform.release()}; "
+        f"medians of {options.rounds} rounds of {options.seconds:g} s\n"
+    )
+    print(figures.table(results))
+    for path, series in results.items():
+        if series.rss_mb:
+            print(f"\n{path}: " + ", ".join(f"{what} {size:.0f} MB" for what, size in series.rss_mb.items()))
+    if options.json:
+        options.json.write_text(json.dumps(figures.document(results), indent=2) + "\n")
+    return 0
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

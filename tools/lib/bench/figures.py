@@ -1,0 +1,124 @@
+"""From the rounds' measurements to medians, ratios, a table, and the JSON that `--json` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from .load import Requests
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of wrk over one path, and the CPU its proxies took meanwhile."""
+
+    seen: Requests
+    cpu_us: float
+
+    @property
+    def cpu_us_per_request(self) -> float:
+        """Of both proxies together."""
+        return self.cpu_us / self.seen.requests
+
+
+@dataclass
+class Series:
+    """All that was measured of one path, a value for each round."""
+
+    keep_alive: dict[int, list[Run]] = field(default_factory=dict)
+    """By number of connections."""
+    connects: list[Run] = field(default_factory=list)
+    bulk_gbps: list[float] = field(default_factory=list)
+    rss_mb: dict[str, float] = field(default_factory=dict)
+    """By process, at the end."""
+
+
+Results = dict[str, Series]
+
+
+@dataclass(frozen=True)
+class _Line:
+    label: str
+    of: Callable[[Series], list[float]]
+    digits: int = 0
+    bound: str = ""
+    """What the ratio of Nodemesh to Envoy must be."""
+
+
+def _lines(connections: Iterable[int]) -> list[_Line]:
+    lines = []
+    for count in connections:
+
+        def runs(series: Series, count: int = count) -> list[Run]:
+            return series.keep_alive[count]
+
+        alone, busy = count == 1, count == 64
+        lines += [
+            _Line(f"requests/s, {count}", lambda s, r=runs: [x.seen.rps for x in r(s)], 0, "≥ 1" if busy else ""),
+            _Line(f"p50 µs, {count}", lambda s, r=runs: [x.seen.p50_us for x in r(s)], 0, "≤ 1.3" if alone else ""),
+            _Line(f"p99 µs, {count}", lambda s, r=runs: [x.seen.p99_us for x in r(s)], 0),
+            _Line(
+                f"CPU µs a request, {count}",
+                lambda s, r=runs: [x.cpu_us_per_request for x in r(s)],
+                1,
+                "≤ 1" if busy else "",
+            ),
+        ]
+    return [
+        *lines,
+        _Line("new connections/s", lambda s: [x.seen.rps for x in s.connects], 0, "≥ 0.67"),
+        _Line("CPU µs a new connection", lambda s: [x.cpu_us_per_request for x in s.connects], 0),
+        _Line("bulk Gb/s, one stream", lambda s: s.bulk_gbps, 2, "≥ 0.67"),
+        _Line("memory MB, both sides", lambda s: [sum(s.rss_mb.values())], 0),
+    ]
+
+
+def table(results: Results) -> str:
+    """Medians for each path; beside them the ratio of Nodemesh to Envoy: median and range of the rounds' ratios."""
+    paths = list(results)
+    ratios = "nodemesh" in results and "envoy" in results
+    rows = [["", *paths, *(["nodemesh/envoy", "range", "wanted"] if ratios else [])]]
+    for line in _lines(next(iter(results.values())).keep_alive):
+        values = {path: line.of(series) for path, series in results.items()}
+        row = [line.label, *(_number(median(values[path]), line.digits) for path in paths)]
+        if ratios:
+            each = [ours / theirs for ours, theirs in zip(values["nodemesh"], values["envoy"], strict=True)]
+            row += [f"{median(each):.2f}", f"{min(each):.2f}–{max(each):.2f}", line.bound]
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def document(results: Results) -> dict[str, Any]:
+    """What `--json` writes: medians over the rounds. Memory is that of all of a path's proxies together."""
+    return {
+        "rows": [
+            {
+                "path": path,
+                "connections": connections,
+                "rps": round(median(run.seen.rps for run in runs), 1),
+                "p50_us": median(run.seen.p50_us for run in runs),
+                "p99_us": median(run.seen.p99_us for run in runs),
+                "cpu_us_per_request": round(median(run.cpu_us_per_request for run in runs), 2),
+            }
+            for path, series in results.items()
+            for connections, runs in series.keep_alive.items()
+        ],
+        "bulk_gbps": {path: round(median(series.bulk_gbps), 3) for path, series in results.items()},
+        "connects_per_s": {
+            path: round(median(run.seen.rps for run in series.connects), 1) for path, series in results.items()
+        },
+        "rss_mb": {path: round(sum(series.rss_mb.values(), 0.0), 1) for path, series in results.items()},
+    }
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}".replace(",", " ") if value else "-"

@@ -1,0 +1,141 @@
+"""The three paths between two pods on two nodes: direct, through a pair of Envoys, and through Nodemesh.
+
+Each has a client and a server pod of its own in one testbed, so that all cross the same fabric. The testbed makes and
+captures Nodemesh's pods; of the other two it knows only that they are outside the mesh, and Envoy's get the same
+capture rules here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redirect import Capture
+
+from . import envoy, load, usage
+from .certificates import Authority
+
+NAMES = ("nodemesh", "envoy", "direct")
+TESTBED = Path(__file__).resolve().parents[2] / "testbed"
+
+# wrk opens more connections in a few seconds than the default range of ports has room for while they are in TIME_WAIT.
+_POD_SYSCTLS = ("net.ipv4.ip_local_port_range=1024 65000", "net.ipv4.tcp_tw_reuse=1", "net.core.somaxconn=4096")
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """A path as the load sees it."""
+
+    name: str
+    client: str
+    """Network namespace to send from."""
+    address: str
+    """Of the server's pod."""
+    processes: dict[str, int] = field(default_factory=dict)
+    """The proxies of both sides, every process of theirs: what it is -> process id."""
+
+
+@contextlib.contextmanager
+def opened(names: Sequence[str], folder: Path) -> Iterator[list[Proxied]]:
+    """Bring up a testbed and the paths; all of it is gone afterwards, whatever happened. `folder` holds the files."""
+    bed = f"bench{secrets.token_hex(4)}"
+    file = folder / "testbed.yaml"
+    file.write_text(json.dumps(_testbed(bed, names)))
+    with contextlib.ExitStack() as stack:
+        stack.callback(_testbed_run, "down", bed)
+        _testbed_run("up", str(file))
+        status = json.loads(_testbed_run("-n", bed, "status", "-o", "json"))
+        pods = {pod["name"]: pod for pod in status["pods"]}
+        for pod in pods.values():
+            for setting in _POD_SYSCTLS:
+                _run(["ip", "netns", "exec", pod["netns"], "sysctl", "-qw", setting])
+        paths = []
+        for name in names:
+            client, server = pods[f"{name}-client"], pods[f"{name}-server"]
+            files = folder / name
+            files.mkdir()
+            _serve(stack, server["netns"], files)
+            processes = {}
+            if name == "envoy":
+                processes = _envoys(stack, client["netns"], server["netns"], files)
+            elif name == "nodemesh":
+                processes = _noded(status)
+            paths.append(Proxied(name, client["netns"], server["addresses"][0], processes))
+        yield paths
+
+
+def _testbed(bed: str, names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": bed,
+        "nodes": ["node-a", "node-b"],
+        "pods": [
+            {
+                "name": f"{name}-{side}",
+                "node": node,
+                "namespace": "bench",
+                "serviceAccount": side,
+                "mesh": name == "nodemesh",
+            }
+            for name in names
+            for side, node in (("client", "node-a"), ("server", "node-b"))
+        ],
+        "noded": {"workers": 1},
+    }
+
+
+def _serve(stack: contextlib.ExitStack, netns: str, folder: Path) -> None:
+    for command in (load.nginx_command(folder), ["iperf3", "-s", "-p", str(load.BULK_PORT)]):
+        with (folder / f"{command[0]}.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", netns, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+
+
+def _envoys(stack: contextlib.ExitStack, client: str, server: str, folder: Path) -> dict[str, int]:
+    authority = Authority(folder)
+    identities = {side: f"spiffe://bench.local/ns/bench/sa/{side}" for side in ("client", "server")}
+    processes = {}
+    for side, netns, peer, configure in (
+        ("client", client, "server", envoy.client),
+        ("server", server, "client", envoy.server),
+    ):
+        mark = secrets.randbits(32) | 1
+        capture = Capture(f"/run/netns/{netns}", mark)
+        capture.apply()
+        configuration = configure(
+            authority.issue(side, identities[side]),
+            mark=mark,
+            accepts=[identities[peer]],
+            log=folder / f"{side}.access.log",
+        )
+        running = stack.enter_context(envoy.Envoy(side, configuration, netns=netns, folder=folder))
+        processes[f"envoy {side}"] = running.pid
+    return processes
+
+
+def _noded(status: dict[str, Any]) -> dict[str, int]:
+    processes = {}
+    for node in status["nodes"]:
+        control, *workers = usage.family(node["pid"])
+        processes[f"{node['name']} control"] = control
+        processes.update({f"{node['name']} worker {index}": pid for index, pid in enumerate(workers)})
+    return processes
+
+
+def _testbed_run(*arguments: str) -> str:
+    return _run([str(TESTBED), *arguments])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout

@@ -1,0 +1,47 @@
+"""What processes cost: CPU time and resident memory, read from /proc."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_TICK_US = 1_000_000 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_us(pids: Iterable[int]) -> float:
+    """User plus system time of these processes with all their threads, µs since each began (10 ms steps)."""
+    total = 0.0
+    for pid in pids:
+        user, system = _stat(pid)[11:13]
+        total += (int(user) + int(system)) * _TICK_US
+    return total
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of one process, MB (10**6 bytes)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ProcessLookupError(f"process {pid} has ended")
+
+
+def family(pid: int) -> list[int]:
+    """This process and all that descend from it, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int(_stat(int(entry.name))[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended between the listing and the reading
+            children.setdefault(parent, []).append(int(entry.name))
+    found = [pid]
+    for member in found:
+        found += children.get(member, [])
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the command's name, which may hold anything: state, ppid, …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
