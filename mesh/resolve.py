@@ -65,6 +65,10 @@ def resolve(snapshot: Snapshot, address: str, port: int, pick: int) -> Target:
         return _direct(snapshot, address, port, service)
     if (workload := snapshot.workloads.get(uid)) is None:
         return Target(Kind.HOLD, address, port, None, service, "the endpoint's workload is not known yet", "NR")
+    if not workload.meshed and (owner := snapshot.workload_at(address)) is not None and owner.meshed:
+        # A stale endpoint: what had the address has left and a workload of the mesh has it now. Into a tunnel it could
+        # go unchecked, since there the peer must prove who it is; not into plaintext.
+        return Target(Kind.HOLD, address, port, owner, service, "the endpoint's address has a new owner", "NR")
     return _to_workload(workload, address, port, service)
 
 

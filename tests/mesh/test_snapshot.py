@@ -1,0 +1,197 @@
+"""Snapshot: any sequence of deltas gives what a full rebuild gives, and what doesn't fit is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mesh.codec import decode, encode
+from mesh.model import Action, Endpoint, MeshConfig, Policy, Service, Workload
+from mesh.snapshot import Snapshot, SnapshotError
+from mesh.sync import Update
+
+from .samples import ADDRESSES, PORTS, configs, peer_auths, policies, service, services, tuples, workload, workloads
+
+
+def full(*objects: Workload | Service, config: MeshConfig | None = None, revision: int = 1) -> Update:
+    return Update(
+        epoch="e",
+        revision=revision,
+        base=0,
+        full=True,
+        config=config or MeshConfig(),
+        workloads=tuple(o for o in objects if isinstance(o, Workload)),
+        services=tuple(o for o in objects if isinstance(o, Service)),
+        has_policies=True,
+    )
+
+
+def delta(*objects: Workload | Service, removed: tuple[str, ...] = (), base: int = 1) -> Update:
+    return replace(full(*objects, revision=base + 1), base=base, full=False, removed=removed, has_policies=False)
+
+
+def seen(snapshot: Snapshot) -> object:
+    """Everything that a snapshot answers."""
+    return (
+        (snapshot.epoch, snapshot.revision, snapshot.config, snapshot.ready, snapshot.policies, snapshot.peer_auths),
+        dict(snapshot.workloads),
+        dict(snapshot.services),
+        [(snapshot.workload_at(a), snapshot.knows_service_address(a), snapshot.in_ranges(a)) for a in ADDRESSES],
+        [(snapshot.service_at(a, p), snapshot.vip_at(a, p)) for a in ADDRESSES for p in PORTS],
+    )
+
+
+updates = st.builds(
+    Update,
+    epoch=st.just("e"),
+    revision=st.integers(1, 5),
+    base=st.just(0),
+    full=st.sampled_from([False, False, False, True]),
+    config=configs,
+    workloads=tuples(workloads, 4),
+    services=tuples(services, 4),
+    removed=tuples(
+        st.sampled_from(["w:shop/a", "w:other/b", "w:shop/none", "s:shop/x", "s:other/y", "s:shop/none"]), 3
+    ),
+    has_policies=st.booleans(),
+    policies=tuples(policies),
+    peer_auths=tuples(peer_auths),
+)
+
+
+@given(st.lists(updates, min_size=1, max_size=6))
+def test_any_sequence_of_deltas_is_what_a_full_rebuild_is(sequence: list[Update]) -> None:
+    snapshot = Snapshot.empty()
+    known_workloads: dict[str, Workload] = {}
+    known_services: dict[str, Service] = {}
+    for index, drawn in enumerate(sequence):
+        update = replace(drawn, base=snapshot.revision)
+        if index == 0 or update.full:
+            update = replace(update, full=True, has_policies=True)
+            known_workloads, known_services = {}, {}
+        for name in update.removed:
+            kind, _, key = name.partition(":")
+            (known_workloads if kind == "w" else known_services).pop(key, None)
+        known_workloads.update((w.uid, w) for w in update.workloads)
+        known_services.update((s.key, s) for s in update.services)
+        policy_from = update if update.has_policies else snapshot
+
+        before, before_seen = snapshot, seen(snapshot)
+        snapshot = snapshot.apply(update)
+
+        assert seen(before) == before_seen
+        rebuilt = Snapshot.empty().apply(
+            Update(
+                epoch="e",
+                revision=update.revision,
+                base=0,
+                full=True,
+                config=update.config,
+                workloads=tuple(sorted(known_workloads.values(), key=lambda w: w.uid, reverse=True)),
+                services=tuple(sorted(known_services.values(), key=lambda s: s.key, reverse=True)),
+                has_policies=True,
+                policies=policy_from.policies,
+                peer_auths=policy_from.peer_auths,
+            )
+        )
+        assert seen(snapshot) == seen(rebuilt)
+        assert seen(Snapshot.empty().apply(decode(Update, encode(snapshot.to_update())))) == seen(snapshot)
+
+
+def test_a_new_node_knows_nothing_and_says_so() -> None:
+    snapshot = Snapshot.empty()
+    assert not snapshot.ready
+    assert snapshot.workload_at("10.77.0.1") is None
+    assert not snapshot.in_ranges("10.77.0.1")
+    assert Snapshot.empty().apply(full()).ready
+
+
+def test_an_object_that_changed_is_found_at_its_new_addresses_only() -> None:
+    snapshot = Snapshot.empty().apply(full(workload("web", "10.77.0.1"), service(addresses=("10.96.0.1",))))
+    moved = snapshot.apply(delta(workload("web", "10.77.0.2"), service(addresses=("10.96.0.2",))))
+    assert moved.workload_at("10.77.0.1") is None
+    assert moved.workload_at("10.77.0.2") == workload("web", "10.77.0.2")
+    assert not moved.knows_service_address("10.96.0.1")
+    assert moved.service_at("10.96.0.2", 80) == (service(addresses=("10.96.0.2",)), 0)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_claims_to_an_address_the_meshed_one_counts_whatever_came_first(order: int) -> None:
+    plain, meshed = workload("a", "10.77.0.1", meshed=False), workload("b", "10.77.0.1")
+    first, second = (plain, meshed)[::order]
+    snapshot = Snapshot.empty().apply(full(first)).apply(delta(second))
+    assert snapshot.workload_at("10.77.0.1") == meshed
+    assert snapshot.apply(delta(removed=("w:shop/b",), base=2)).workload_at("10.77.0.1") == plain
+
+
+def test_two_services_share_an_address_port_by_port() -> None:
+    one, two = service("a", ports=(80,)), service("b", ports=(80, 443))
+    snapshot = Snapshot.empty().apply(full(two)).apply(delta(one))
+    assert snapshot.service_at("10.96.0.1", 80) == (one, 0)
+    assert snapshot.service_at("10.96.0.1", 443) == (two, 1)
+    assert snapshot.apply(delta(removed=("s:shop/a",), base=2)).service_at("10.96.0.1", 80) == (two, 0)
+
+
+def test_backends_of_a_port_are_the_endpoints_that_serve_it() -> None:
+    serves = Endpoint("10.77.0.1", "shop/a", (8080, 8443))
+    first_only = Endpoint("10.77.0.2", "shop/b", (8080, 0))
+    short = Endpoint("10.77.0.3", "shop/c", (8080,))
+    snapshot = Snapshot.empty().apply(full(service(ports=(80, 443), endpoints=(serves, first_only, short))))
+    vip = snapshot.vip_at("10.96.0.1", 443)
+    assert vip is not None
+    assert vip.backends == (("10.77.0.1", 8443, "shop/a"),)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"base": 2}, {"base": 0}, {"epoch": "other"}], ids=["ahead", "behind", "another controller's"]
+)
+def test_a_delta_that_is_based_on_something_else_is_refused(wrong: dict[str, object]) -> None:
+    snapshot = Snapshot.empty().apply(full())
+    with pytest.raises(SnapshotError, match=r"based on .* but this node has e/1; it needs a full update"):
+        snapshot.apply(replace(delta(), **wrong))  # type: ignore[arg-type]
+
+
+def test_a_delta_to_nothing_is_refused_even_if_the_numbers_fit() -> None:
+    with pytest.raises(SnapshotError, match="this node has nothing"):
+        Snapshot.empty().apply(replace(delta(base=0), epoch=""))
+
+
+def test_a_full_update_without_policies_is_refused_as_it_would_open_every_workload() -> None:
+    with pytest.raises(SnapshotError, match="carries no policies"):
+        Snapshot.empty().apply(replace(full(), has_policies=False))
+
+
+def test_a_delta_without_policies_keeps_them() -> None:
+    policy = Policy("deny", "shop", Action.DENY, ())
+    snapshot = Snapshot.empty().apply(replace(full(), policies=(policy,)))
+    assert snapshot.apply(delta()).policies == (policy,)
+    assert snapshot.apply(replace(delta(), has_policies=True)).policies == ()
+
+
+@pytest.mark.parametrize("name", ["web", "x:shop/web", ""])
+def test_a_removal_of_an_unknown_kind_is_refused(name: str) -> None:
+    with pytest.raises(SnapshotError, match="removed: "):
+        Snapshot.empty().apply(full()).apply(delta(removed=(name,)))
+
+
+def test_ranges_that_are_no_cidrs_are_refused() -> None:
+    with pytest.raises(SnapshotError, match=r"mesh ranges: .*10\.77/99"):
+        Snapshot.empty().apply(full(config=MeshConfig(ranges=("10.77/99",))))
+
+
+def test_changed_ranges_count_at_once_although_answers_are_remembered() -> None:
+    snapshot = Snapshot.empty().apply(full(config=MeshConfig(ranges=("10.77.0.0/16",))))
+    assert snapshot.in_ranges("10.77.0.9")
+    later = snapshot.apply(replace(delta(), config=MeshConfig(ranges=("10.78.0.0/16",))))
+    assert not later.in_ranges("10.77.0.9")
+    assert snapshot.in_ranges("10.77.0.9")
+
+
+def test_remembered_answers_about_ranges_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh.snapshot._RANGE_MEMO", 4)
+    snapshot = Snapshot.empty().apply(full(config=MeshConfig(ranges=("10.77.0.0/29",))))
+    assert [snapshot.in_ranges(f"10.77.0.{n}") for n in range(20)] == [True] * 8 + [False] * 12
+    assert len(snapshot._ranges._memo) <= 4
