@@ -1,0 +1,220 @@
+"""The server that nodes connect to: TLS 1.3, certificate optional, who comes in and how many.
+
+A connection without a certificate may do one thing: show a join token and get one. A connection with one is a node's;
+a newer connection of the same node replaces the older, which is most likely dead without having said so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NoReturn
+
+import trio
+from cryptography import x509
+
+from controller.ca import Authority
+from controller.config import Address
+from controller.enrol import Refusal
+from controller.session import Broken, NodeStatus, Parts, Session
+from mesh.codec import DecodeError
+from mesh.identity import IdentityError, parse_node_uri, renew_at
+from mesh.sync import (
+    MAX_FRAME,
+    MAX_FRAME_BEFORE_HELLO,
+    FromController,
+    FromNode,
+    Hello,
+    Join,
+    Joined,
+    Reader,
+    Refused,
+    frame,
+)
+
+_log = logging.getLogger(__name__)
+_HELLO_SECONDS = 10.0
+_CLOSE_SECONDS = 2.0
+_MAX_STRANGERS = 512
+"""Connections that have not yet said who they are; one more is closed at once."""
+_SERVER_LIFE = timedelta(hours=24)
+
+
+class ServerTls:
+    """The controller's own certificate as an SSL context, made anew at half of its life."""
+
+    def __init__(self, authority: Authority, names: list[str], clock: Callable[[], float]) -> None:
+        self._authority, self._names, self._clock = authority, names, clock
+        self._context: ssl.SSLContext | None = None
+        self._renew_at = 0.0
+
+    @property
+    def trust_domain(self) -> str:
+        """The mesh's."""
+        return self._authority.trust_domain
+
+    def context(self) -> ssl.SSLContext:
+        """The one to accept with now."""
+        if self._context is None or self._clock() >= self._renew_at:
+            self._context = self._make()
+        return self._context
+
+    def _make(self) -> ssl.SSLContext:
+        issued, key = self._authority.server_credential(self._names, _SERVER_LIFE, self._clock())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0  # a resumed session would skip the look at the certificate
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(cadata=self._authority.bundle.decode())
+        # `ssl` loads keys from files only, and a key is not to be on a disk.
+        memory = os.memfd_create("controller-key", os.MFD_CLOEXEC)
+        with os.fdopen(memory, "wb") as file:
+            file.write(issued.chain + key)
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{memory}")
+        self._renew_at = renew_at(issued.not_before, issued.not_after, 0.0)
+        return context
+
+
+class LinkServer:
+    """Accepts nodes and keeps what is known of each connection."""
+
+    def __init__(self, parts: Parts, tls: ServerTls) -> None:
+        self._parts, self._tls = parts, tls
+        self.statuses: dict[str, NodeStatus] = {}
+        self._live: dict[str, trio.CancelScope] = {}
+        self._strangers = 0
+
+    def connected(self, node: str) -> bool:
+        """Whether the node has a connection now."""
+        return node in self._live
+
+    def disconnect(self, node: str) -> None:
+        """End a node's connection and what is known of it, because it was forgotten."""
+        if (scope := self._live.pop(node, None)) is not None:
+            scope.cancel()
+        self.statuses.pop(node, None)
+
+    async def serve(
+        self, address: Address, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Listen and serve until cancelled. Raises `OSError` if the address cannot be had."""
+        listeners = await trio.open_tcp_listeners(address.port, host=address.host)
+        await trio.serve_listeners(self._handle, listeners, task_status=task_status)
+
+    async def _handle(self, tcp: trio.SocketStream) -> None:
+        peer = "unknown"
+        try:
+            peer = str(tcp.socket.getpeername()[0])
+            await self._guarded(tcp, peer)
+        except (Broken, DecodeError, Refusal) as error:
+            _log.warning("node connection ended", extra={"peer": peer, "reason": str(error)})
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+            reason = error.__cause__ or error
+            _log.info("node connection broke", extra={"peer": peer, "reason": str(reason) or type(reason).__name__})
+        finally:
+            await trio.aclose_forcefully(tcp)
+
+    async def _guarded(self, tcp: trio.SocketStream, peer: str) -> None:
+        if self._strangers >= _MAX_STRANGERS:
+            raise Broken(f"more than {_MAX_STRANGERS} connections that have not said who they are")
+        stream = trio.SSLStream(tcp, self._tls.context(), server_side=True, https_compatible=True)
+        reader = Reader(FromNode, MAX_FRAME_BEFORE_HELLO)
+        self._strangers += 1
+        try:
+            with trio.move_on_after(_HELLO_SECONDS) as scope:
+                await stream.do_handshake()
+                certificate: bytes | None = stream.getpeercert(binary_form=True)
+                node = self._node_of(certificate) if certificate else None
+                if node is not None:
+                    reader.limit = MAX_FRAME
+                first, *early = await _some(stream, reader)
+                if node is None:
+                    await self._join(stream, first)
+            if scope.cancelled_caught:
+                raise Broken(f"said nothing for {_HELLO_SECONDS:.0f} s")
+        except Refusal as refusal:
+            with trio.move_on_after(_CLOSE_SECONDS):
+                await stream.send_all(frame(Refused(0, str(refusal)), FromController))
+                await stream.aclose()
+            raise
+        finally:
+            self._strangers -= 1
+        if node is not None:
+            if not isinstance(first, Hello):
+                raise Broken(f"sent {type(first).__name__} before Hello")
+            await self._serve_node(node, stream, reader, first, early, peer)
+
+    def _node_of(self, certificate: bytes) -> str:
+        """The node that a certificate, verified by TLS, stands for. Raises `Refusal`."""
+        parsed = x509.load_der_x509_certificate(certificate)
+        try:
+            san = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
+            trust_domain, node = parse_node_uri(uri)
+        except (x509.ExtensionNotFound, ValueError) as error:
+            detail = f": {error}" if isinstance(error, IdentityError) else ""
+            raise Refusal(f"the certificate is not a node's{detail}") from error
+        if trust_domain != self._tls.trust_domain:
+            raise Refusal(f"the certificate is of trust domain {trust_domain}")
+        self._parts.enroller.authenticate(node, f"{parsed.serial_number:x}")
+        return node
+
+    async def _join(self, stream: trio.SSLStream[trio.SocketStream], message: object) -> None:
+        if not isinstance(message, Join):
+            raise Refusal(f"{type(message).__name__} without a certificate: join first")
+        issued = self._parts.enroller.join(message.token, message.node, message.csr)
+        joined = Joined(issued.chain, self._parts.roots(), self._tls.trust_domain)
+        await stream.send_all(frame(joined, FromController))
+        await stream.aclose()
+
+    async def _serve_node(
+        self,
+        node: str,
+        stream: trio.SSLStream[trio.SocketStream],
+        reader: Reader,
+        hello: Hello,
+        early: list[object],
+        peer: str,
+    ) -> None:
+        if (older := self._live.get(node)) is not None:
+            _log.info("a newer connection replaces an older", extra={"node": node})
+            older.cancel()
+        now = self._parts.clock()
+        status = self.statuses[node] = NodeStatus(True, now, now, peer, hello.software[:200])
+        with trio.CancelScope() as scope:
+            self._live[node] = scope
+            try:
+                _log.info("node connected", extra={"node": node, "peer": peer, "software": status.software})
+                await Session(self._parts, node, stream, reader, status).run(hello, early)
+            except* (Broken, DecodeError) as group:
+                raise Broken(f"node {node}: {_only(group)}") from group
+            except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
+                _log.info("node connection broke", extra={"node": node, "reason": str(_only(group).__cause__)})
+            finally:
+                status.connected = False
+                status.since = self._parts.clock()
+                if self._live.get(node) is scope:
+                    del self._live[node]
+        _log.info("node disconnected", extra={"node": node})
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first leaf of a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _some(stream: trio.abc.ReceiveStream, reader: Reader) -> list[object]:
+    """The next message or messages."""
+    while True:
+        data = await stream.receive_some(64 * 1024)
+        if not data:
+            raise Broken("closed before it said who it is")
+        if messages := reader.feed(bytes(data)):
+            return messages

@@ -1,0 +1,174 @@
+"""Revisions of the world and what each node is told of them.
+
+A change is announced with `touch`; the world is then built anew, once for a burst of changes, and compared with the one
+before. Each object remembers the revision it last changed in, so that a node that has an earlier revision of the same
+epoch gets only what is newer. An epoch is one run of the controller.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+import trio
+
+from controller.translate import World, selects
+from mesh.model import MeshConfig, PeerAuth, Policy
+from mesh.sync import Update
+
+_log = logging.getLogger(__name__)
+_SETTLE_SECONDS = 0.02
+_MAX_TOMBSTONES = 10_000
+
+Scoped = tuple[tuple[Policy, ...], tuple[PeerAuth, ...]]
+"""The policies that concern one node."""
+
+
+class Publisher:
+    """Holds the current world. `run` must be running for `touch` to have an effect."""
+
+    def __init__(self, build: Callable[[], World], config: MeshConfig) -> None:
+        self._build, self.config = build, config
+        self.epoch = secrets.token_hex(8)
+        self.revision = 0
+        self.world = World()
+        self.rebuilds = 0
+        self._log: OrderedDict[str, int] = OrderedDict()
+        """Object key (`w:<uid>`, `s:<ns>/<name>`) to the revision it last changed in or vanished, oldest first."""
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        """Those of them that vanished, oldest first."""
+        self._floor = 0
+        """Below this revision a delta would miss a removal that is no longer remembered."""
+        self._deltas: dict[int, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {}
+        self._scoped: dict[str, Scoped] = {}
+        self._local: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
+        self._dirty = trio.Event()
+        self._published = trio.Event()
+        self.touches = 0
+        """How many changes were announced; with `covered` a caller learns when its own is out."""
+        self.covered = 0
+        """How many of them the current revision covers."""
+        self.rebuild()
+
+    def touch(self) -> None:
+        """Something that the world is built from has changed."""
+        self.touches += 1
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Rebuild after changes until cancelled. Never spends more than half of the time on it."""
+        while True:
+            await self._dirty.wait()
+            await trio.sleep(_SETTLE_SECONDS)
+            started = time.monotonic()
+            self.rebuild()
+            await trio.sleep(time.monotonic() - started)
+
+    def rebuild(self) -> None:
+        """Build the world and, if anything was announced since the last time, make it the next revision."""
+        self._dirty = trio.Event()
+        covered = self.touches
+        new, old = self._build(), self.world
+        self.revision += 1
+        self.rebuilds += 1
+        self._note("w:", old.workloads, new.workloads)
+        self._note("s:", old.services, new.services)
+        while len(self._gone) > _MAX_TOMBSTONES:
+            key, _ = self._gone.popitem(last=False)
+            self._floor = max(self._floor, self._log.pop(key))
+        self.world, self.covered = new, covered
+        self._deltas, self._scoped, self._local = {}, {}, {}
+        for uid, workload in new.workloads.items():
+            if workload.meshed:
+                self._local.setdefault(workload.node, []).append((workload.namespace, new.labels[uid]))
+        self._published.set()
+        self._published = trio.Event()
+
+    def _note(self, prefix: str, old: Mapping[str, object], new: Mapping[str, object]) -> None:
+        for key in old.keys() - new.keys():
+            self._stamp(prefix + key)
+            self._gone[prefix + key] = None
+        for key, value in new.items():
+            if old.get(key) != value:
+                self._stamp(prefix + key)
+                self._gone.pop(prefix + key, None)
+
+    def _stamp(self, key: str) -> None:
+        self._log[key] = self.revision
+        self._log.move_to_end(key)
+
+    async def newer_than(self, revision: int) -> None:
+        """Wait until the current revision is not this one."""
+        while self.revision == revision:
+            await self._published.wait()
+
+    def update(self, node: str, base: tuple[str, int] | None, known: Scoped | None = None) -> Update:
+        """What brings a node from `base` (epoch, revision) to now; everything if that is not possible.
+
+        `known` is what the node was last sent of `scoped`; policies are left out if they are the same.
+        """
+        scoped = self.scoped(node)
+        if base is None or base[0] != self.epoch or not self._floor <= base[1] <= self.revision:
+            world = self.world
+            return Update(
+                self.epoch,
+                self.revision,
+                0,
+                True,
+                self.config,
+                tuple(world.workloads.values()),
+                tuple(world.services.values()),
+                (),
+                True,
+                *scoped,
+            )
+        workloads, services, removed = self._since(base[1])
+        changed = known != scoped
+        return Update(
+            self.epoch,
+            self.revision,
+            base[1],
+            False,
+            self.config,
+            tuple(self.world.workloads[uid] for uid in workloads),
+            tuple(self.world.services[key] for key in services),
+            removed,
+            changed,
+            *(scoped if changed else ((), ())),
+        )
+
+    def _since(self, base: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        if (cached := self._deltas.get(base)) is not None:
+            return cached
+        workloads, services, removed = [], [], []
+        for key, revision in reversed(self._log.items()):
+            if revision <= base:
+                break
+            if key in self._gone:
+                removed.append(key)
+            elif key.startswith("w:"):
+                workloads.append(key[2:])
+            else:
+                services.append(key[2:])
+        return self._deltas.setdefault(base, (tuple(workloads), tuple(services), tuple(removed)))
+
+    def scoped(self, node: str) -> Scoped:
+        """The policies that workloads of this node can need."""
+        if (cached := self._scoped.get(node)) is None:
+            local, root = self._local.get(node, ()), self.config.root_namespace
+
+            def needed(policy: Policy | PeerAuth) -> bool:
+                return any(
+                    policy.namespace in (namespace, root) and selects(policy.selector, labels)
+                    for namespace, labels in local
+                )
+
+            cached = (
+                tuple(filter(needed, self.world.policies)),
+                tuple(filter(needed, self.world.peer_auths)),
+            )
+            self._scoped[node] = cached
+        return cached

@@ -1,0 +1,1 @@
+"""What users may write: resources and configuration, checked strictly and located by line."""

@@ -1,0 +1,243 @@
+"""One authenticated node's connection: what it asks, what it is told.
+
+Tasks: one reads, one writes, one sends updates, one pings. An update is sent only when the one before was answered, so
+changes gather while a node is busy and never queue. A workload is answered `Enrolled` only when the node has
+acknowledged a revision that holds it: by then the node has the policies that apply to it, so there is no moment in
+which it would be open for want of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from controller.enrol import Enroller, Refusal
+from controller.publish import Publisher, Scoped
+from controller.telemetry import Telemetry
+from mesh.sync import (
+    PROTOCOL,
+    Ack,
+    Enrol,
+    Enrolled,
+    FromController,
+    Hello,
+    Join,
+    Nack,
+    Ping,
+    Pong,
+    Reader,
+    Refused,
+    Report,
+    Sign,
+    Signed,
+    Trust,
+    Welcome,
+    Withdraw,
+    frame,
+)
+
+_log = logging.getLogger(__name__)
+PING_SECONDS = 10.0
+SILENCE_SECONDS = 30.0
+_ACK_SECONDS = 120.0
+_WRITE_SECONDS = 30.0
+_CHUNK = 64 * 1024
+_MAX_WAITING = 20_000
+"""Answers on their way to a node, and enrolments waiting for its acknowledgement."""
+
+
+class Broken(Exception):
+    """The node breaks the protocol or does not answer; the connection ends."""
+
+
+@dataclass(slots=True)
+class NodeStatus:
+    """What is known of a node beside what it enrolled. Times in Unix seconds."""
+
+    connected: bool = False
+    since: float = 0.0
+    """When the present or last connection began."""
+    last_seen: float = 0.0
+    address: str = ""
+    software: str = ""
+    revision: int = 0
+    """Last sent."""
+    acked: int = 0
+    last_nack: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What every session works on."""
+
+    enroller: Enroller
+    publisher: Publisher
+    telemetry: Telemetry
+    roots: Callable[[], bytes]
+    clock: Callable[[], float]
+    software: str
+
+
+class Session:
+    """Serves one node until the connection ends. The caller owns the stream and closes it."""
+
+    def __init__(self, parts: Parts, node: str, stream: trio.abc.Stream, reader: Reader, status: NodeStatus) -> None:
+        self._parts, self._node, self._stream, self._reader, self._status = parts, node, stream, reader, status
+        self._out: deque[bytes] = deque()
+        self._wake = trio.Event()
+        self._heard = trio.current_time()
+        self._base: tuple[str, int] | None = None
+        self._known: Scoped | None = None
+        self._covered = -1
+        """`Publisher.covered` of the last revision that the node acknowledged."""
+        self._answer: Ack | Nack | None = None
+        self._answered = trio.Event()
+        self._enrolling: deque[tuple[int, int]] = deque()
+        """(request, `touches` that a revision must cover before it is answered)."""
+
+    async def run(self, hello: Hello, early: Sequence[object]) -> None:
+        """Serve; `early` arrived with the Hello. Returns when the node closes.
+
+        Raises, in a group, `Broken`, `DecodeError` or trio's stream errors.
+        """
+        parts = self._parts
+        if hello.protocol != PROTOCOL:
+            self._send(
+                Refused(0, f"protocol {hello.protocol} is not spoken here, only {PROTOCOL}: upgrade the older side")
+            )
+            await self._flush()
+            return
+        refused = parts.enroller.replace(self._node, hello.workloads)
+        self._send(Welcome(PROTOCOL, parts.software, refused))
+        self._send(Trust(parts.roots()))
+        if hello.epoch:
+            self._base = (hello.epoch, hello.revision)
+        async with trio.open_nursery() as nursery:
+            for task in (self._write, self._update, self._ping):
+                nursery.start_soon(task)
+            await self._read(early)
+            nursery.cancel_scope.cancel()
+
+    async def _read(self, messages: Sequence[object]) -> None:
+        while True:
+            for message in messages:
+                self._take(message)
+            if len(self._out) + len(self._enrolling) > _MAX_WAITING:
+                raise Broken("too many requests without reading the answers")
+            data = await self._stream.receive_some(256 * 1024)
+            if not data:
+                return
+            self._heard = trio.current_time()
+            self._status.last_seen = self._parts.clock()
+            messages = self._reader.feed(bytes(data))
+
+    def _take(self, message: object) -> None:
+        parts, node = self._parts, self._node
+        match message:
+            case Ack() | Nack():
+                self._answer = message
+                self._answered.set()
+            case Enrol(request, workload):
+                try:
+                    parts.enroller.enrol(node, workload)
+                    self._enrolling.append((request, parts.publisher.touches))
+                    self._settle()
+                except Refusal as refusal:
+                    self._refuse(request, refusal)
+            case Withdraw(uid):
+                parts.enroller.withdraw(node, uid)
+            case Sign(request, uid, csr):
+                try:
+                    issued = parts.enroller.sign(node, uid, csr)
+                except Refusal as refusal:
+                    self._refuse(request, refusal)
+                else:
+                    self._send(Signed(request, issued.chain, issued.not_before, issued.not_after))
+            case Report(edges):
+                parts.telemetry.add(node, parts.enroller.scope(node), edges)
+            case Ping():
+                self._send(Pong())
+            case Pong():
+                pass
+            case Join() | Hello():
+                raise Broken(f"unexpected {type(message).__name__}")
+
+    def _refuse(self, request: int, refusal: Refusal) -> None:
+        _log.warning("request refused", extra={"node": self._node, "reason": str(refusal)})
+        self._send(Refused(request, str(refusal)))
+
+    async def _update(self) -> None:
+        publisher, status = self._parts.publisher, self._status
+        sent = -1
+        while True:
+            await publisher.newer_than(sent)
+            update = publisher.update(self._node, self._base, self._known)
+            covered, sent = publisher.covered, update.revision
+            self._answer, self._answered = None, trio.Event()
+            self._send(update)
+            status.revision = sent
+            answer = await self._answer_to(sent)
+            if isinstance(answer, Ack):
+                self._base = (update.epoch, sent)
+                if update.has_policies:
+                    self._known = (update.policies, update.peer_auths)
+                status.acked, status.last_nack = sent, ""
+                self._covered = covered
+                self._settle()
+                continue
+            status.last_nack = answer.reason[:1000]
+            _log.error("update rejected", extra={"node": self._node, "revision": sent, "reason": status.last_nack})
+            # The node stays where it was, which this side no longer knows for sure: everything, at once if a delta
+            # failed, at the next change if everything was what failed.
+            self._base = self._known = None
+            if not update.full:
+                sent = -1
+                continue
+            while self._enrolling and self._enrolling[0][1] <= covered:
+                request, _ = self._enrolling.popleft()
+                self._refuse(request, Refusal(f"the node rejected revision {sent}: {status.last_nack}"))
+
+    def _settle(self) -> None:
+        """Answer the enrolments that the node's acknowledged revision covers."""
+        while self._enrolling and self._enrolling[0][1] <= self._covered:
+            self._send(Enrolled(self._enrolling.popleft()[0]))
+
+    async def _answer_to(self, revision: int) -> Ack | Nack:
+        with trio.move_on_after(_ACK_SECONDS):
+            while True:
+                await self._answered.wait()
+                answer, self._answer, self._answered = self._answer, None, trio.Event()
+                if answer is not None and answer.revision == revision:
+                    return answer
+        raise Broken(f"revision {revision} was not acknowledged within {_ACK_SECONDS:.0f} s")
+
+    async def _ping(self) -> None:
+        while True:
+            await trio.sleep(PING_SECONDS)
+            if trio.current_time() - self._heard > SILENCE_SECONDS:
+                raise Broken(f"silent for {SILENCE_SECONDS:.0f} s")
+            self._send(Ping())
+
+    def _send(self, message: object) -> None:
+        self._out.append(frame(message, FromController))
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            await self._flush()
+
+    async def _flush(self) -> None:
+        while self._out:
+            data = b"".join(self._out)
+            self._out.clear()
+            for at in range(0, len(data), _CHUNK):
+                with trio.move_on_after(_WRITE_SECONDS) as scope:
+                    await self._stream.send_all(data[at : at + _CHUNK])
+                if scope.cancelled_caught:
+                    raise Broken(f"does not read what it is sent for {_WRITE_SECONDS:.0f} s")

@@ -1,0 +1,77 @@
+"""Join tokens: what a new node shows to come in, and what it may then enrol.
+
+A token is `nm1.<base64url(JSON {"id", "controller_root_sha256"})>.<secret>`. The node checks the controller against the
+root's hash before it sends the secret; the controller keeps only the secret's hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+from dataclasses import dataclass
+
+from controller.store import Token
+
+_PATTERN = re.compile(r"(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/(\*|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)\Z")
+_NODE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
+_MAX_PATTERNS = 1000
+_MAX_TTL = 10 * 365 * 86400
+
+
+class TokenError(ValueError):
+    """A token cannot be made as asked; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The identities that a node may enrol: `namespace/service-account`, each part a name or `*`."""
+
+    allow: tuple[str, ...]
+
+    def allows(self, namespace: str, service_account: str) -> bool:
+        """Whether a workload of this namespace and service account is within it."""
+        wanted = {f"{n}/{s}" for n in (namespace, "*") for s in (service_account, "*")}
+        return not wanted.isdisjoint(self.allow)
+
+    def touches(self, namespace: str) -> bool:
+        """Whether anything of this namespace is within it."""
+        return any(pattern.partition("/")[0] in (namespace, "*") for pattern in self.allow)
+
+    def __str__(self) -> str:
+        return ", ".join(self.allow)
+
+
+def is_node_name(name: str) -> bool:
+    """Whether `name` can be a node's: a DNS subdomain, in lower case."""
+    return bool(_NODE.match(name))
+
+
+def mint(
+    allow: list[str], node: str, ttl_seconds: float, uses: int, description: str, *, root_sha256: str, now: float
+) -> tuple[str, Token]:
+    """Make a token: what to give to the node, and what to store. `uses` is -1 for no limit. Raises `TokenError`."""
+    if not 0 < len(allow) <= _MAX_PATTERNS:
+        raise TokenError(f"'allow' must name between 1 and {_MAX_PATTERNS} identities, such as 'shop/*' or 'shop/web'")
+    for pattern in allow:
+        if not _PATTERN.match(pattern):
+            raise TokenError(f"{pattern!r} is not of the form namespace/service-account, where either may be '*'")
+    if node and not is_node_name(node):
+        raise TokenError(f"node {node!r} is not a lower-case DNS name")
+    if not 0 < ttl_seconds <= _MAX_TTL:
+        raise TokenError(f"'ttl_seconds' must be between 1 and {_MAX_TTL}")
+    if uses != -1 and uses < 1:
+        raise TokenError("'uses' must be at least 1; leave it out for no limit")
+    identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    head = json.dumps({"id": identifier, "controller_root_sha256": root_sha256}, separators=(",", ":")).encode()
+    text = f"nm1.{base64.urlsafe_b64encode(head).decode().rstrip('=')}.{secret}"
+    stored = Token(identifier, hash_of(secret), tuple(allow), node, now, now + ttl_seconds, uses, description[:500])
+    return text, stored
+
+
+def hash_of(presented: str) -> str:
+    """The stored form of a secret; a whole token is taken for the secret in it."""
+    secret = presented.rpartition(".")[2] if presented.startswith("nm1.") else presented
+    return hashlib.sha256(secret.encode()).hexdigest()
