@@ -1,4 +1,4 @@
-"""Frames that are wrong, from https://github.com/http2jp/http2-frame-test-case (MIT), with the codes that answer them."""
+"""Wrong frames, from https://github.com/http2jp/http2-frame-test-case (MIT), and the codes that answer them."""
 
 from __future__ import annotations
 

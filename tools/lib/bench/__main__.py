@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from . import figures, load, paths, usage
-from .figures import Results, Run, Series
-from .paths import Proxied
+from bench import figures, load, paths, usage
+from bench.figures import Results, Run, Series
+from bench.paths import Proxied
 
 CONNECTIONS = (1, 64)
 _CONNECTING = 64

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .certificates import Credentials
+from bench.certificates import Credentials
 
 Config = dict[str, Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from .load import Requests
+from bench.load import Requests
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,20 @@ class _Line:
     """What the ratio of Nodemesh to Envoy must be."""
 
 
+def _runs(connections: int, figure: Callable[[Run], float]) -> Callable[[Series], list[float]]:
+    return lambda series: [figure(run) for run in series.keep_alive[connections]]
+
+
 def _lines(connections: Iterable[int]) -> list[_Line]:
     lines = []
     for count in connections:
-
-        def runs(series: Series, count: int = count) -> list[Run]:
-            return series.keep_alive[count]
-
         alone, busy = count == 1, count == 64
         lines += [
-            _Line(f"requests/s, {count}", lambda s, r=runs: [x.seen.rps for x in r(s)], 0, "≥ 1" if busy else ""),
-            _Line(f"p50 µs, {count}", lambda s, r=runs: [x.seen.p50_us for x in r(s)], 0, "≤ 1.3" if alone else ""),
-            _Line(f"p99 µs, {count}", lambda s, r=runs: [x.seen.p99_us for x in r(s)], 0),
+            _Line(f"requests/s, {count}", _runs(count, lambda run: run.seen.rps), 0, "≥ 1" if busy else ""),
+            _Line(f"p50 µs, {count}", _runs(count, lambda run: run.seen.p50_us), 0, "≤ 1.3" if alone else ""),
+            _Line(f"p99 µs, {count}", _runs(count, lambda run: run.seen.p99_us), 0),
             _Line(
-                f"CPU µs a request, {count}",
-                lambda s, r=runs: [x.cpu_us_per_request for x in r(s)],
-                1,
-                "≤ 1" if busy else "",
+                f"CPU µs a request, {count}", _runs(count, lambda run: run.cpu_us_per_request), 1, "≤ 1" if busy else ""
             ),
         ]
     return [

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import envoy, load, usage
+from bench.certificates import Authority
 from redirect import Capture
-
-from . import envoy, load, usage
-from .certificates import Authority
 
 NAMES = ("nodemesh", "envoy", "direct")
 TESTBED = Path(__file__).resolve().parents[2] / "testbed"
@@ -48,8 +47,12 @@ def opened(names: Sequence[str], folder: Path) -> Iterator[list[Proxied]]:
     file = folder / "testbed.yaml"
     file.write_text(json.dumps(_testbed(bed, names)))
     with contextlib.ExitStack() as stack:
+        try:
+            _testbed_run("up", str(file))
+        except BaseException:
+            subprocess.run([TESTBED, "down", bed], capture_output=True)  # what an interrupted `up` may have left
+            raise
         stack.callback(_testbed_run, "down", bed)
-        _testbed_run("up", str(file))
         status = json.loads(_testbed_run("-n", bed, "status", "-o", "json"))
         pods = {pod["name"]: pod for pod in status["pods"]}
         for pod in pods.values():
