@@ -113,6 +113,27 @@ class Testbed:
         path = f"{_BIN}:{os.environ.get('PATH', '/usr/bin:/bin')}"
         return {"PATH": path, "NODEMESH_SOCKET": str(self.socket(who))}
 
+    def capture(
+        self, argv: list[str], environment: dict[str, str] | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command line and keep its output. A command that takes longer is ended, with exit code 124."""
+        try:
+            return subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=os.environ | (environment or {}),
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(argv, 124, "", f"no end after {timeout:.0f} s")
+
+    @property
+    def source(self) -> Path:
+        """The file that it was made from."""
+        return Path((self.folder / "source").read_text())
+
     # Making it.
 
     def up(self, text: str, source: Path, say: Callable[[str], None]) -> None:
@@ -270,9 +291,11 @@ class Testbed:
         self.node_api(self.spec.node(pod.node), "DELETE", f"/workloads/{pod.uid}?drain={drain}")
 
     def run(self, pod: Pod) -> None:
-        """Start the pod's program, in the folder of the testbed file."""
-        source = Path((self.folder / "source").read_text())
-        self.processes.start(f"pod/{pod.uid}", list(pod.run), self.spec.netns(pod), source.parent)
+        """Start the pod's program, in the folder of the testbed file, with a TMPDIR of its own."""
+        scratch = self.folder / "pods" / pod.uid
+        scratch.mkdir(parents=True, exist_ok=True)
+        environment = {"TMPDIR": str(scratch)}
+        self.processes.start(f"pod/{pod.uid}", list(pod.run), self.spec.netns(pod), self.source.parent, environment)
 
     def apply(self, files: dict[str, str]) -> None:
         """What `meshctl apply -f` does, by file name. Raises `ApiError` with line numbers."""

@@ -55,8 +55,10 @@ class Processes:
         """Where the program's standard output and error go, over all its lives."""
         return self._logs / name.replace("/", ".")
 
-    def start(self, name: str, argv: list[str], netns: str, cwd: Path | None = None) -> Record:
-        """Start `argv` in a namespace, detached. Raises `FileNotFoundError` where there is no such program."""
+    def start(
+        self, name: str, argv: list[str], netns: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+    ) -> Record:
+        """Start `argv` in a namespace, detached; `environment` is added to ours."""
         self._pids.mkdir(exist_ok=True)
         self._logs.mkdir(exist_ok=True)
         with self.log(name).open("ab") as log:
@@ -66,6 +68,7 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 cwd=cwd,
+                env=os.environ | (environment or {}),
                 start_new_session=True,
             )
         record = Record(process.pid, _started(process.pid) or 0, argv)

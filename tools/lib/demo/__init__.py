@@ -1,0 +1,1 @@
+"""A tour of the mesh with evidence: `tools/demo`."""

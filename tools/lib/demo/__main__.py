@@ -1,0 +1,74 @@
+"""`python -m demo`, which `tools/demo` calls."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from testbed import mesh, network
+from testbed.api import ApiError, Unreachable
+from testbed.document import SpecError
+from testbed.mesh import Testbed, TestbedError
+from testbed.network import NetworkError
+from testbed.spec import parse
+
+from demo.claims import CLAIMS, Shop
+from demo.story import Story
+
+_FILE = Path(__file__).parent / "shop" / "testbed.yaml"
+_TRY = """
+It stays up. Things to try:
+   tools/testbed status
+   tools/testbed exec web -- curl -s http://api/order
+   tools/testbed node node-a -- nodectl connections --watch
+   tools/testbed node node-b -- nodectl status
+   tools/testbed meshctl get authorizationpolicies -o yaml
+   tools/testbed meshctl edges --watch
+   tools/testbed logs node-a -f
+   tools/testbed kill node-b; tools/testbed restart node-b
+   tools/testbed down demo          when you are done
+"""
+
+
+def main() -> int:
+    """Bring the shop up and tell the story; 0 if every claim held."""
+    parser = argparse.ArgumentParser(prog="tools/demo", description="Watch unmodified programs talk through the mesh.")
+    parser.add_argument("--once", action="store_true", help="check every claim, take everything down, exit 0 or 1")
+    once = parser.parse_args().once
+    began = time.monotonic()
+    text = _FILE.read_text()
+    bed = Testbed(parse(text, _FILE))
+    if mesh.down(bed.spec.name):
+        print("(removed the demo that was still up)")
+    print("Two hosts, five pods, on this machine, in network namespaces:")
+    up = False
+    try:
+        bed.up(text, _FILE, lambda line: print(f"   {line}", flush=True))
+        story, shop = Story(bed), Shop(bed)
+        shop.wait()
+        for claim in CLAIMS:
+            claim(story, shop)
+        up = not once
+    except (SpecError, TestbedError, NetworkError, ApiError, Unreachable) as error:
+        print(f"tools/demo: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if not up:
+            mesh.down(bed.spec.name)
+    if once:
+        story.check(not network.remaining(bed.spec.name), "taken down, and nothing is left of it")
+    print(f"\n{time.monotonic() - began:.0f} s. ", end="")
+    if story.failed:
+        print(f"{len(story.failed)} claims did not hold:")
+        for claim_text in story.failed:
+            print(f"   ✗ {claim_text}")
+    else:
+        print("Every claim held.")
+    if up:
+        print(_TRY)
+    return 1 if story.failed else 0
+
+
+sys.exit(main())

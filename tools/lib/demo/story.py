@@ -1,0 +1,67 @@
+"""Telling what happens: a claim, the commands that show it, and whether it held."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+from testbed.mesh import Testbed
+from testbed.spec import Node, Pod
+
+_SHOWN_LINES = 14
+
+
+class Story:
+    """What `tools/demo` prints. Counts the claims that did not hold."""
+
+    def __init__(self, bed: Testbed) -> None:
+        self.bed = bed
+        self.failed: list[str] = []
+        self._chapter = 0
+        bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        self._title = f"\n{bold[0]}%d. %s{bold[1]}"
+
+    def chapter(self, title: str, text: str) -> None:
+        """A new section, with what it is about."""
+        self._chapter += 1
+        print(self._title % (self._chapter, title))
+        self.tell(text)
+
+    def tell(self, text: str) -> None:
+        """A paragraph."""
+        print(textwrap.fill(text, 110, initial_indent="   ", subsequent_indent="   "), flush=True)
+
+    def show(self, where: Node | Pod | None, *argv: str, quiet: bool = False) -> subprocess.CompletedProcess[str]:
+        """Run a command in a pod, on a node, or (None) `meshctl`; print it as a reader would type it, and what it says."""
+        bed = self.bed
+        if isinstance(where, Pod):
+            typed, argv_there, environment = f"exec {where.name} --", bed.enter(where, list(argv)), {}
+        elif isinstance(where, Node):
+            typed, argv_there = f"node {where.name} --", bed.enter(where, list(argv))
+            environment = bed.environment(where)
+        else:
+            typed, argv_there = "meshctl", bed.enter("controller", ["meshctl", *argv])
+            environment = bed.environment(None)
+        words = " ".join(word if word and not set(word) & set(" {}$;|'") else f"'{word}'" for word in argv)
+        print(f"   $ tools/testbed {typed} {words}")
+        done = bed.capture(argv_there, environment, timeout=30)
+        lines = (done.stdout + done.stderr).rstrip().splitlines()
+        if quiet and not done.returncode:
+            lines = []
+        for line in lines[:_SHOWN_LINES]:
+            print(f"     {line[:150]}")
+        if len(lines) > _SHOWN_LINES:
+            print(f"     … {len(lines) - _SHOWN_LINES} more lines")
+        sys.stdout.flush()
+        return done
+
+    def evidence(self, text: str) -> None:
+        """A fact that was found, as it is."""
+        print(f"     {text}", flush=True)
+
+    def check(self, held: bool, claim: str) -> None:
+        """Whether a claim held."""
+        print(f"   {'✓' if held else '✗ NOT SO:'} {claim}", flush=True)
+        if not held:
+            self.failed.append(claim)
