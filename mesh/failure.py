@@ -40,10 +40,10 @@ class Failure(Exception):
 class Rejected(Failure):
     """The controller found faults in resources (status 422) and applied nothing."""
 
-    def __init__(self, errors: Sequence[Mapping[str, Any]], sources: Mapping[str, str]) -> None:
+    def __init__(self, errors: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None = None) -> None:
         """`errors` as the API returns them; `sources` maps each file's name to its text."""
         super().__init__("the resources were rejected")
-        self.errors, self._sources = errors, sources
+        self.errors, self._sources = errors, sources or {}
 
     def text(self, *, colour: bool = False) -> str:
         """Each fault as `file:line:col: path: message`, the offending line with a mark, and a hint."""
@@ -90,6 +90,8 @@ def _lines(text: str) -> str:
 
 def refused(status: int, answer: object) -> Failure:
     """From an error answer of the API: its own words where it is of the documented shape, else the status."""
+    if status == 422 and isinstance(answer, Mapping) and answer.get("errors"):
+        return Rejected(answer["errors"])
     error = answer.get("error") if isinstance(answer, Mapping) else None
     if isinstance(error, Mapping) and error.get("message"):
         return Failure(str(error["message"]), str(error.get("remedy") or ""))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from noded.control.cli import acting, completion, looking
-from noded.control.cli.terminal import SOCKET, SOCKET_VARIABLE, Client, examples, run
+from noded.control.cli.client import SOCKET, SOCKET_VARIABLE, Client
+from noded.control.cli.terminal import examples, run
 
 
 @examples(

@@ -10,8 +10,9 @@ import click
 from mesh.failure import Exit, Failure
 from mesh.present import Look, count
 from noded.control.cli import columns
+from noded.control.cli.client import Client
 from noded.control.cli.completion import bare_names
-from noded.control.cli.terminal import Client, duration, examples, output_options, progress, show
+from noded.control.cli.terminal import duration, examples, output_options, progress, show
 
 _ENROL_PATIENCE = 60.0
 _LEVELS = ("debug", "info", "warning", "error")

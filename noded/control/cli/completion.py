@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import click
+from click.shell_completion import get_completion_class
 
 from mesh.failure import Failure
-from noded.control.cli.terminal import Client, completion_script, examples
+from noded.control.cli.client import Client
+from noded.control.cli.terminal import examples
 
 _PATIENCE = 0.5
 
@@ -42,6 +44,6 @@ def _local(context: click.Context) -> list[str]:
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the script that teaches a shell to complete nodectl."""
-    root = context.find_root().command
-    assert isinstance(root, click.Group)
-    click.echo(completion_script(root, "nodectl", shell))
+    script = get_completion_class(shell)
+    assert script is not None, "click knows all the choices"
+    click.echo(script(context.find_root().command, {}, "nodectl", "_NODECTL_COMPLETE").source())

@@ -10,8 +10,9 @@ import click
 from mesh.failure import Exit
 from mesh.present import Look, Output, age, ago, count, fields, structured, table
 from noded.control.cli import columns
+from noded.control.cli.client import Client
 from noded.control.cli.completion import workload_names
-from noded.control.cli.terminal import Client, examples, output_options, show, watch, watch_options
+from noded.control.cli.terminal import examples, output_options, show, watch, watch_options
 
 
 @examples(

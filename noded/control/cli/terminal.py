@@ -1,8 +1,4 @@
-"""nodectl between two shores: noded's socket on one, the terminal on the other, and the options commands share.
-
-`controller/cli/terminal.py` is its sibling for meshctl: rooms share only what is pure (`mesh.present`, `mesh.watch`,
-`mesh.failure`).
-"""
+"""nodectl at the terminal: colours, progress, watching, and the options its commands share."""
 
 from __future__ import annotations
 
@@ -13,87 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from mesh.failure import Failure, refused, unreachable
+from mesh.failure import Failure
 from mesh.present import Column, Look, Output, Row, age, seconds
 from mesh.watch import ENTER, LEAVE, Watch
 
-if TYPE_CHECKING:
-    import httpx
-
-SOCKET = "/run/nodemesh/noded.sock"
-SOCKET_VARIABLE = "NODEMESH_SOCKET"
-_PATIENCE = 30.0
 _Command = TypeVar("_Command", bound=click.Command)
-
-
-class Client:
-    """noded's HTTP API over its unix socket. Every method raises `Failure`, with exit status 3 if nobody answers."""
-
-    def __init__(self, path: str, patience: float = _PATIENCE) -> None:
-        """`patience` is how many seconds to wait for an answer where the call does not say."""
-        self._path, self._patience = path, patience
-
-    @functools.cached_property
-    def _http(self) -> httpx.Client:
-        import httpx  # a tenth of a second that --help does not need
-
-        transport = httpx.HTTPTransport(uds=self._path)
-        return httpx.Client(transport=transport, base_url="http://noded", trust_env=False)
-
-    def get(self, path: str, doing: str = "waiting for noded", **query: str) -> Any:
-        """The JSON answer to a GET."""
-        return self.send("GET", path, doing=doing, query=query)
-
-    def text(self, path: str) -> str:
-        """An answer that is not JSON, as it came."""
-        return self._request("GET", path, "waiting for noded", {}, None, self._patience).text
-
-    def send(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        doing: str,
-        query: dict[str, str] | None = None,
-        patience: float | None = None,
-    ) -> Any:
-        """The JSON answer to any request; `doing` is what the terminal shows meanwhile."""
-        response = self._request(method, path, doing, query or {}, body, patience or self._patience)
-        try:
-            return response.json()
-        except ValueError:
-            return {}
-
-    def _request(self, method: str, path: str, doing: str, query: dict[str, str], body: object, patience: float) -> Any:
-        import httpx
-
-        try:
-            with progress(doing):
-                response = self._http.request(method, path, params=query, json=body, timeout=patience)
-        except httpx.TimeoutException:
-            raise unreachable("noded", self._path, SOCKET_VARIABLE, None) from None
-        except httpx.TransportError as error:
-            raise unreachable("noded", self._path, SOCKET_VARIABLE, _cause(error)) from None
-        if response.is_success:
-            return response
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        raise refused(response.status_code, answer)
-
-
-def _cause(error: BaseException) -> OSError:
-    """The operating system's error under httpx's, else one that says what httpx says."""
-    under: BaseException | None = error
-    while under is not None and not isinstance(under, OSError):
-        under = under.__cause__ or under.__context__
-    return under or OSError(str(error))
 
 
 def coloured(stream: Any) -> bool:
@@ -223,13 +147,3 @@ def run(cli: click.Group, name: str) -> None:
     except Failure as failure:
         click.echo(failure.text(colour=coloured(sys.stderr)), err=True, nl=False)
         sys.exit(failure.status)
-
-
-def completion_script(cli: click.Group, name: str, shell: str) -> str:
-    """The script that teaches `shell` (bash, zsh or fish) to complete the command `name`."""
-    from click.shell_completion import get_completion_class
-
-    completion = get_completion_class(shell)
-    if completion is None:
-        raise Failure(f"no completion for {shell}", "bash, zsh and fish are known")
-    return completion(cli, {}, name, f"_{name.upper()}_COMPLETE").source()

@@ -1,0 +1,81 @@
+"""mesh-controller's HTTP API over its unix socket, as meshctl asks it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from controller.cli.terminal import progress
+from mesh.failure import Failure, refused, unreachable
+
+if TYPE_CHECKING:
+    import httpx
+
+SOCKET = "/run/nodemesh/controller.sock"
+SOCKET_VARIABLE = "NODEMESH_CONTROLLER_SOCKET"
+
+
+class Client:
+    """Every method raises `Failure`, with exit status 3 if nobody answers."""
+
+    def __init__(self, path: str, patience: float = 30.0) -> None:
+        """`patience` is how many seconds to wait for an answer where the call does not say."""
+        self._path, self._patience = path, patience
+
+    @functools.cached_property
+    def _http(self) -> httpx.Client:
+        import httpx  # a tenth of a second that --help does not need
+
+        transport = httpx.HTTPTransport(uds=self._path)
+        return httpx.Client(transport=transport, base_url="http://controller", trust_env=False)
+
+    def get(self, path: str, doing: str = "waiting for the controller", **query: str) -> Any:
+        """The JSON answer to a GET."""
+        return self.send("GET", path, doing=doing, query=query)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        doing: str,
+        query: dict[str, str] | None = None,
+        patience: float | None = None,
+    ) -> Any:
+        """The JSON answer to any request; `doing` is what the terminal shows meanwhile."""
+        response = self._request(method, path, doing, query or {}, body, patience or self._patience)
+        try:
+            return response.json() if response.content else {}
+        except ValueError:
+            raise Failure(
+                f"{method} {path}: the answer is not JSON", f"is it mesh-controller that listens at {self._path}?"
+            ) from None
+
+    def _request(
+        self, method: str, path: str, doing: str, query: dict[str, str], body: object, patience: float
+    ) -> httpx.Response:
+        import httpx
+
+        try:
+            with progress(doing):
+                response = self._http.request(method, path, params=query, json=body, timeout=patience)
+        except httpx.TimeoutException:
+            raise unreachable("mesh-controller", self._path, SOCKET_VARIABLE, None) from None
+        except httpx.TransportError as error:
+            raise unreachable("mesh-controller", self._path, SOCKET_VARIABLE, _cause(error)) from None
+        if response.is_success:
+            return response
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        raise refused(response.status_code, answer)
+
+
+def _cause(error: BaseException) -> OSError:
+    """The operating system's error under httpx's, else one that says what httpx says."""
+    under: BaseException | None = error
+    while under is not None and not isinstance(under, OSError):
+        under = under.__cause__ or under.__context__
+    return under or OSError(str(error))

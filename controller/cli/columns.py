@@ -1,0 +1,182 @@
+"""What meshctl's tables show of each kind of answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mesh.present import Column, Row, ago, dig, plain, rate, size, stamp, until
+
+
+def sync_state(row: Row) -> str:
+    """Whether a node has what the controller published: `in-step`, `2 behind`, or `rejected: why`."""
+    if row.get("last_nack"):
+        return f"rejected: {plain(row['last_nack'])}"
+    if row.get("acked_revision") is None or row.get("revision") is None:
+        return "pending"
+    behind = int(row["revision"]) - int(row["acked_revision"])
+    return "in-step" if behind <= 0 else f"pending ({behind} behind)"
+
+
+def endpoint_addresses(row: Row) -> list[str]:
+    """`address:target ports` of a service's endpoints."""
+    return [f"{endpoint.get('address')}:{plain(endpoint.get('ports'))}" for endpoint in row.get("endpoints", [])]
+
+
+def port_names(row: Row) -> list[str]:
+    """`name:port` of a service's ports."""
+    return [f"{port.get('name') or '-'}:{port.get('port')}" for port in row.get("ports", [])]
+
+
+def party(side: Any) -> str:
+    """`namespace/workload` of one side of an edge, or what is known of it."""
+    if not isinstance(side, Mapping):
+        return ""
+    parts = [str(side.get(name) or "unknown") for name in ("namespace", "workload")]
+    return "unknown" if parts == ["unknown", "unknown"] else "/".join(parts)
+
+
+def _spec_ports(row: Row) -> list[str]:
+    return [f"{port.get('name') or '-'}:{port.get('port')}" for port in dig(row, "spec.ports") or []]
+
+
+def _rule_count(row: Row) -> int:
+    return len(dig(row, "spec.rules") or [])
+
+
+def action(row: Row) -> str:
+    """What an AuthorizationPolicy does, `(dry-run)` if only in the log."""
+    annotations = dig(row, "metadata.annotations") or {}
+    dry_run = str(annotations.get("istio.io/dry-run", "")).lower() == "true"
+    return f"{dig(row, 'spec.action') or 'ALLOW'}{' (dry-run)' if dry_run else ''}"
+
+
+NODES = (
+    Column("NAME", "name"),
+    Column("STATE", lambda row: "connected" if row.get("connected") else "disconnected", state=True),
+    Column("SNAPSHOT", sync_state, state=True),
+    Column("WORKLOADS", "workloads", right=True),
+    Column("ADDRESS", "address"),
+    Column("VERSION", "version"),
+    Column("LAST-SEEN", "last_seen", ago, right=True),
+    Column("CERTIFICATE-EXPIRES", "certificate_expires", until, right=True),
+    Column("SINCE", "since", ago, right=True, wide=True),
+    Column("REVISION", "revision", right=True, wide=True),
+    Column("ACKED", "acked_revision", right=True, wide=True),
+)
+
+WORKLOADS = (
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("NODE", "node"),
+    Column("MESHED", "meshed"),
+    Column("SERVICE-ACCOUNT", "service_account"),
+    Column("ADDRESSES", "addresses"),
+    Column("APP", "app", wide=True),
+    Column("VERSION", "version", wide=True),
+    Column("LABELS", "labels", wide=True),
+    Column("IDENTITY", "identity", wide=True),
+)
+
+SERVICES = (
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("ADDRESSES", "addresses"),
+    Column("PORTS", port_names),
+    Column("ENDPOINTS", lambda row: len(row.get("endpoints", [])), right=True),
+    Column("HOSTNAME", "hostname", wide=True),
+    Column("ADDRESS:TARGET-PORTS", endpoint_addresses, wide=True),
+)
+
+EDGES = (
+    Column("SOURCE", lambda row: party(row.get("source"))),
+    Column("DESTINATION", lambda row: party(row.get("destination"))),
+    Column("SERVICE", "service", wide=True),
+    Column("REPORTER", "reporter"),
+    Column("SECURITY", "security", state=True),
+    Column("FLAGS", "flags"),
+    Column("OPEN", "open", right=True),
+    Column("OPENED", "opened", right=True),
+    Column("FAILED", "failed", right=True),
+    Column("DENIED", "denied", right=True),
+    Column("RECEIVED", "received", size, right=True),
+    Column("SENT", "sent", size, right=True),
+    Column("LAST-SEEN", "last_seen", ago, right=True),
+    Column("FIRST-SEEN", "first_seen", ago, right=True, wide=True),
+    Column("SOURCE-PRINCIPAL", "source.principal", wide=True),
+    Column("DESTINATION-PRINCIPAL", "destination.principal", wide=True),
+)
+
+RATES = (
+    Column("RECEIVED/S", "received_rate", rate, right=True),
+    Column("SENT/S", "sent_rate", rate, right=True),
+)
+
+CHECK = (
+    Column("WORKLOAD", "workload"),
+    Column("PORT", "port", right=True),
+    Column("VERDICT", lambda row: "allowed" if row.get("allowed") else "denied", state=True),
+    Column("POLICY", "policy"),
+    Column("RULE", lambda row: None if row.get("rule", -1) == -1 else row["rule"], right=True),
+    Column("MTLS", "mtls_mode"),
+    Column("REASON", "reason"),
+)
+
+TOKENS = (
+    Column("ID", "id"),
+    Column("ALLOW", "allow"),
+    Column("NODE", "node"),
+    Column("USES", "uses", right=True),
+    Column("EXPIRES-IN", lambda row: row.get("expires"), until, right=True),
+    Column("DESCRIPTION", "description"),
+)
+
+ROOTS = (
+    Column("SUBJECT", "subject"),
+    Column("SHA256", "sha256"),
+    Column("EXPIRES-IN", "not_after", until),
+    Column("NOT-BEFORE", "not_before", stamp, wide=True),
+    Column("NOT-AFTER", "not_after", stamp, wide=True),
+    Column("SERIAL", "serial", wide=True),
+)
+
+RESULTS = (
+    Column("KIND", "kind"),
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("RESULT", "result", state=True),
+    Column("FILE", lambda row: f"{row.get('file')}:{row.get('line')}", wide=True),
+)
+
+_NAME = (Column("NAMESPACE", "metadata.namespace"), Column("NAME", "metadata.name"))
+_END = (
+    Column("AGE", "metadata.creationTimestamp", ago, right=True),
+    Column("VERSION", "metadata.resourceVersion", right=True, wide=True),
+    Column("LABELS", "metadata.labels", wide=True),
+)
+_SELECTOR = Column("SELECTOR", "spec.selector.matchLabels", wide=True)
+
+RESOURCES = {
+    "service": (
+        *_NAME,
+        Column("CLUSTER-IP", "spec.clusterIP"),
+        Column("PORTS", _spec_ports),
+        Column("SELECTOR", "spec.selector"),
+        *_END,
+    ),
+    "workload": (
+        *_NAME,
+        Column("SERVICE-ACCOUNT", "spec.serviceAccount"),
+        Column("ADDRESSES", "spec.addresses"),
+        *_END,
+    ),
+    "authorizationpolicy": (
+        *_NAME,
+        Column("ACTION", action),
+        Column("RULES", _rule_count, right=True),
+        _SELECTOR,
+        *_END,
+    ),
+    "peerauthentication": (*_NAME, Column("MODE", "spec.mtls.mode"), _SELECTOR, *_END),
+}
+OTHER_RESOURCES = (*_NAME, *_END)

@@ -1,0 +1,191 @@
+"""`meshctl describe`: one thing, with what the mesh knows around it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from controller.cli import columns
+from controller.cli.client import Client
+from controller.cli.completion import kinds, names
+from controller.cli.kinds import plural, singular
+from controller.cli.resources import split_kind
+from controller.cli.terminal import coloured, examples
+from mesh.failure import Failure
+from mesh.model import MeshConfig
+from mesh.present import Column, Look, Output, Row, age, dig, fields, plain, stamp, structured
+
+
+@examples(
+    "meshctl describe service web -n shop",
+    "meshctl describe workload web -n shop",
+    "meshctl describe authorizationpolicy deny-all -n shop",
+    "meshctl describe node node-a",
+)
+@click.command()
+@click.argument("kind", shell_complete=kinds)
+@click.argument("name", required=False, shell_complete=names)
+@click.option("-n", "--namespace", default="default", show_default=True)
+@click.pass_obj
+def describe(client: Client, kind: str, name: str | None, namespace: str) -> None:
+    """Show one service, workload, policy or node, and what it has to do with."""
+    kind, named = split_kind(kind, (name,) if name else ())
+    if not named:
+        raise click.UsageError("name what to describe: KIND NAME")
+    describers: dict[str, Callable[[Client, str, str], list[str]]] = {
+        "service": _service,
+        "workload": _workload,
+        "node": _node,
+        "nodes": _node,
+    }
+    chosen = describers.get(singular(kind))
+    blocks = chosen(client, namespace, named[0]) if chosen else _policy(client, kind, namespace, named[0])
+    click.echo("\n".join(block for block in blocks if block), nl=False)
+
+
+def _items(client: Client, path: str) -> list[Row]:
+    items: list[Row] = client.get(path)["items"]
+    return items
+
+
+def _find(rows: list[Row], what: str, **wanted: str) -> Row:
+    for row in rows:
+        if all(row.get(key) == value for key, value in wanted.items()):
+            return row
+    known = ", ".join(sorted(f"{row.get('namespace', '')}/{row.get('name')}".lstrip("/") for row in rows)[:10])
+    raise Failure(f"no {what} {'/'.join(wanted.values())}", f"there are: {known}" if known else "")
+
+
+def _section(title: str, rows: Sequence[Row], shown: tuple[Column, ...]) -> str:
+    look = Look(Output.TABLE, colour=coloured(sys.stdout))
+    if not rows:
+        return ""
+    body = look.table(rows, shown, time.time())
+    return f"{title}:\n" + "".join(f"  {line}\n" for line in body.splitlines())
+
+
+def _service(client: Client, namespace: str, name: str) -> list[str]:
+    service = _find(_items(client, "/v1/services"), "service", namespace=namespace, name=name)
+    workloads = {str(row.get("uid")): row for row in _items(client, "/v1/workloads")}
+    endpoints = [{**workloads.get(str(one.get("workload")), {}), **one} for one in service.get("endpoints", [])]
+    behind = [workloads[uid] for uid in sorted({str(one["workload"]) for one in endpoints}) if uid in workloads]
+    pairs = [
+        ("Service", f"{namespace}/{name}"),
+        ("Host name", str(service.get("hostname", ""))),
+        ("Addresses", plain(service.get("addresses"))),
+        ("Ports", plain(columns.port_names(service))),
+    ]
+    return [
+        fields(pairs),
+        _section("Endpoints", endpoints, _ENDPOINTS) or "Endpoints: none; a connection to it is refused\n",
+        _section("Policies on its workloads", _policies_on(client, behind), _POLICIES),
+        _section("Edges", _edges(client, lambda row: row.get("service") == service.get("hostname")), columns.EDGES),
+    ]
+
+
+def _workload(client: Client, namespace: str, name: str) -> list[str]:
+    workload = _find(_items(client, "/v1/workloads"), "workload", namespace=namespace, name=name)
+    uid = f"{namespace}/{name}"
+    services = [
+        row
+        for row in _items(client, "/v1/services")
+        if uid in [endpoint.get("workload") for endpoint in row.get("endpoints", [])]
+    ]
+    pairs = [
+        ("Workload", uid),
+        ("Node", str(workload.get("node", ""))),
+        ("In the mesh", plain(workload.get("meshed"))),
+        ("Identity", str(workload.get("identity") or "")),
+        ("Addresses", plain(workload.get("addresses"))),
+        ("Labels", plain(workload.get("labels"))),
+        ("App, version", f"{workload.get('app', '')} {workload.get('version', '')}"),
+    ]
+    return [
+        fields(pairs),
+        _section("Services it is behind", services, columns.SERVICES),
+        _section("Policies", _policies_on(client, [workload]), _POLICIES),
+        _section("Edges", _edges(client, lambda row: uid in _sides(row)), columns.EDGES),
+    ]
+
+
+def _node(client: Client, namespace: str, name: str) -> list[str]:
+    node = _find(_items(client, "/v1/nodes"), "node", name=name)
+    now = time.time()
+    link = "connected" if node.get("connected") else "disconnected"
+    pairs = [
+        ("Node", name),
+        ("State", link),
+        ("Snapshot", columns.sync_state(node)),
+        ("Address", str(node.get("address") or "")),
+        ("Version", str(node.get("version") or "")),
+        ("Last seen", f"{age(now - node['last_seen'])} ago" if node.get("last_seen") else "never"),
+        ("Certificate", f"until {stamp(node['certificate_expires'])}" if node.get("certificate_expires") else ""),
+    ]
+    local = [row for row in _items(client, "/v1/workloads") if row.get("node") == name]
+    return [fields(pairs, colour=coloured(sys.stdout)), _section("Workloads", local, columns.WORKLOADS)]
+
+
+def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
+    resource = client.get(f"/v1/resources/{plural(kind)}/{namespace}/{name}")
+    metadata = resource.get("metadata") or {}
+    pairs = [
+        ("Kind", str(resource.get("kind", ""))),
+        ("Name", f"{namespace}/{name}"),
+        ("Created", plain(metadata.get("creationTimestamp"))),
+        ("Generation", plain(metadata.get("generation"))),
+    ]
+    concerned = [row for row in _items(client, "/v1/workloads") if row.get("meshed") and _selects(resource, row)]
+    return [
+        fields(pairs),
+        "Spec:\n" + "".join(f"  {line}\n" for line in structured(resource.get("spec"), Output.YAML).splitlines()),
+        _section("Applies to", concerned, columns.WORKLOADS) or "Applies to: no workload in the mesh\n",
+    ]
+
+
+def _selects(policy: Row, workload: Row) -> bool:
+    """Whether a policy concerns a workload: its namespace (the root one is everywhere) and its selector."""
+    namespace = dig(policy, "metadata.namespace")
+    if namespace not in (workload.get("namespace"), MeshConfig().root_namespace):
+        return False
+    wanted = dig(policy, "spec.selector.matchLabels") or {}
+    labels = workload.get("labels") or {}
+    return all(labels.get(key) == value for key, value in wanted.items())
+
+
+def _policies_on(client: Client, workloads: list[Row]) -> list[Row]:
+    found: list[Row] = []
+    for kind in ("authorizationpolicies", "peerauthentications"):
+        found += [row for row in _items(client, f"/v1/resources/{kind}") if any(_selects(row, w) for w in workloads)]
+    return found
+
+
+def _edges(client: Client, wanted: Callable[[Row], bool]) -> list[Row]:
+    return [row for row in _items(client, "/v1/edges") if wanted(row)]
+
+
+def _sides(row: Row) -> list[str]:
+    return [columns.party(row.get("source")), columns.party(row.get("destination"))]
+
+
+def _effect(row: Row) -> Any:
+    return dig(row, "spec.mtls.mode") or columns.action(row)
+
+
+_ENDPOINTS = (
+    Column("ADDRESS", "address"),
+    Column("TARGET-PORTS", "ports"),
+    Column("WORKLOAD", "workload"),
+    Column("NODE", "node"),
+    Column("MESHED", "meshed"),
+)
+
+_POLICIES = (
+    Column("KIND", "kind"),
+    Column("NAMESPACE", "metadata.namespace"),
+    Column("NAME", "metadata.name"),
+    Column("EFFECT", _effect),
+)

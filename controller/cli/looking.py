@@ -1,0 +1,153 @@
+"""meshctl's commands that look at the running mesh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from controller.cli import columns
+from controller.cli.client import Client
+from controller.cli.terminal import examples, output_options, show, watch, watch_options
+from mesh.failure import Exit, Failure
+from mesh.present import Look, Output, Row, dig, fields
+
+_NAMESPACE = click.option("-n", "--namespace", help="Only this one; all by default.")
+
+
+@examples("meshctl nodes", "meshctl nodes -o wide")
+@click.command()
+@output_options
+@click.pass_obj
+def nodes(client: Client, look: Look) -> None:
+    """List nodes, and whether each has the latest snapshot."""
+    empty = "No node has joined. `meshctl token create --help` shows how one may."
+    show(look, client.get("/v1/nodes"), columns.NODES, empty=empty)
+
+
+@examples("meshctl workloads", "meshctl workloads -n shop -o wide")
+@click.command()
+@_NAMESPACE
+@output_options
+@click.pass_obj
+def workloads(client: Client, look: Look, namespace: str | None) -> None:
+    """List workloads: those that nodes enrolled and those declared."""
+    show(look, _within(client.get("/v1/workloads"), namespace), columns.WORKLOADS, empty="No workload.")
+
+
+@examples("meshctl services", "meshctl services -n shop -o wide")
+@click.command()
+@_NAMESPACE
+@output_options
+@click.pass_obj
+def services(client: Client, look: Look, namespace: str | None) -> None:
+    """List services with their addresses and endpoints."""
+    show(look, _within(client.get("/v1/services"), namespace), columns.SERVICES, empty="No service.")
+
+
+def _within(answer: Any, namespace: str | None) -> Any:
+    if namespace is None:
+        return answer
+    return {"items": [row for row in answer["items"] if row.get("namespace") == namespace]}
+
+
+@examples(
+    "meshctl edges",
+    "meshctl edges -n shop --watch",
+    "meshctl edges -o json | jq '.items[] | select(.denied > 0)'",
+)
+@click.command()
+@_NAMESPACE
+@watch_options
+@output_options
+@click.pass_obj
+def edges(client: Client, look: Look, namespace: str | None, watching: bool, interval: float) -> None:
+    """Show who talks to whom, as nodes report it.
+
+    An edge inside the mesh is reported twice: by its source's node and by its destination's. On a terminal --watch
+    redraws the table; elsewhere it prints a line for each edge that is new or changed.
+    """
+
+    def fetch() -> Sequence[Row]:
+        items: list[Row] = client.get("/v1/edges")["items"]
+        sides = ("source.namespace", "destination.namespace")
+        return [row for row in items if namespace is None or namespace in [dig(row, side) for side in sides]]
+
+    if not watching:
+        show(look, {"items": fetch()}, columns.EDGES, empty="No connection seen since the controller started.")
+        return
+    watch(
+        fetch,
+        (*columns.EDGES, *columns.RATES),
+        _edge_key,
+        look=look,
+        interval=interval,
+        title="meshctl edges" + (f" -n {namespace}" if namespace else ""),
+        rates=("received", "sent"),
+    )
+
+
+def _edge_key(row: Row) -> tuple[str, ...]:
+    sides = [str(sorted((row.get(side) or {}).items())) for side in ("source", "destination")]
+    return (*(str(row.get(name)) for name in ("reporter", "service", "security", "flags")), *sides)
+
+
+@click.group()
+def policy() -> None:
+    """Ask what the policies would decide."""
+
+
+@examples(
+    "meshctl policy check --from shop/client --to shop/web:80",
+    "meshctl policy check --from - --to shop/web:80     # from outside the mesh",
+    "meshctl policy check --from shop/client --to shop/web:80 --address 10.77.1.2 -o json",
+)
+@policy.command()
+@click.option("--from", "source", required=True, metavar="NS/SA", help="Who asks; - for a client outside the mesh.")
+@click.option("--to", "target", required=True, metavar="NS/SERVICE:PORT", help="What is asked for.")
+@click.option("--address", help="The client's address, for policies with ipBlocks.")
+@output_options
+@click.pass_context
+def check(context: click.Context, look: Look, source: str, target: str, address: str | None) -> None:
+    """Say whether a connection would be allowed, and by which rule.
+
+    Exits 1 if any endpoint of the service would refuse it.
+    """
+    if source != "-" and source.count("/") != 1:
+        raise click.BadParameter(f"{source!r} is not NAMESPACE/SERVICE-ACCOUNT", param_hint="--from")
+    name, _, port = target.rpartition(":")
+    if name.count("/") != 1 or not port:
+        raise click.BadParameter(f"{target!r} is not NAMESPACE/SERVICE:PORT", param_hint="--to")
+    query = {"from": source, "to": target} | ({"address": address} if address else {})
+    client: Client = context.obj
+    answer = client.get("/v1/policy-check", **query)
+    if not answer["items"]:
+        raise Failure(f"{target} has no endpoint to connect to", f"meshctl describe service {name}")
+    show(look, answer, columns.CHECK, empty="")
+    if not all(row.get("allowed") for row in answer["items"]):
+        context.exit(Exit.FAILED)
+
+
+@examples("meshctl ca", "meshctl ca -o pem > roots.pem")
+@click.command()
+@click.option("-o", "--output", type=click.Choice(["table", "wide", "pem", "json", "yaml"]), default="table")
+@click.pass_obj
+def ca(client: Client, output: str) -> None:
+    """Show the certificate authority's roots."""
+    answer = client.get("/v1/ca")
+    if output == "pem":
+        click.echo("".join(str(root["pem"]).rstrip() + "\n" for root in answer["roots"]), nl=False)
+        return
+    look = Look(Output(output))
+    if not look.tabular:
+        show(look, answer, (), empty="")
+        return
+    pairs = [
+        ("Trust domain", str(answer.get("trust_domain", ""))),
+        ("Issued", f"{answer.get('issued', 0)} certificates"),
+        ("Life", f"{answer.get('workload_certificate_hours')}h for a workload"),
+    ]
+    click.echo(fields(pairs) + "\n", nl=False)
+    click.echo(look.table(answer.get("roots", []), columns.ROOTS, time.time()), nl=False)
