@@ -54,7 +54,7 @@ def open_netns(path: str) -> int:
 
 
 def _is_netns(fd: int) -> bool:
-    """Whether the descriptor is of a network namespace: the kernel says so when asked for its kind (`NS_GET_NSTYPE`)."""
+    """Whether the descriptor is of a network namespace: the kernel knows its kind (`man 2 ioctl_ns`)."""
     try:
         return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
     except OSError:
@@ -71,7 +71,7 @@ def _setns(fd: int) -> None:
 def inside(fd: int) -> Iterator[None]:
     """Run the body in the network namespace `fd`, then return to where the thread was. No await in the body.
 
-    A thread that cannot come back would go on in a workload's namespace, with its rules and its routes: the process ends.
+    A thread that cannot come back would go on in a workload's namespace, under its rules and routes: the process ends.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -86,10 +86,10 @@ def inside(fd: int) -> Iterator[None]:
 
 
 def listener(netns_fd: int, port: int, *, backlog: int = 4096) -> socket.socket:
-    """A non-blocking TCP listener on every address of the namespace, that takes what TPROXY hands it; the caller's to close.
+    """A non-blocking TCP listener on every address of the namespace, that takes what TPROXY hands it.
 
     Dual-stack where the kernel has IPv6 (an IPv4 peer shows as `::ffff:a.b.c.d`), else IPv4. SO_REUSEPORT, so that each
-    worker may have its own. Raises `OSError` (EADDRINUSE: something in the workload already listens there).
+    worker may have its own. The caller closes it. Raises `OSError` (EADDRINUSE: the workload itself listens there).
     """
     with inside(netns_fd):
         try:
