@@ -218,7 +218,7 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def seconds(text: str) -> int:
     """A duration as people type it (`90`, `30s`, `5m`, `24h`, `7d`) in seconds; raise `ValueError` for another."""
-    if not (match := re.fullmatch(r"(\d{1,9})([smhd]?)", text)):
+    if not (match := re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)):
         raise ValueError(f"{text!r} is not a duration: write 30s, 5m, 24h or 7d")
     return int(match[1]) * _UNITS[match[2]]
 

@@ -39,7 +39,7 @@ class Watch:
         """A full redraw for a terminal of `height` lines."""
         rated = [self._with_rates(row, now) for row in rows]
         self._remember(rows, now)
-        room = max(1, height - 4)
+        room = max(1, height - 5)  # title, blank, header, "more", cursor
         body = table(
             rated[:room], self._columns, now=now, wide=self._wide, headers=self._headers, colour=self._colour
         ).splitlines()

@@ -12,7 +12,7 @@ from controller.cli.completion import kinds, names
 from controller.cli.kinds import plural, singular
 from controller.cli.terminal import examples, output_options, show
 from mesh.failure import Failure, Rejected
-from mesh.present import Look, count
+from mesh.present import Look, clean, count, paint
 
 _MANIFEST = click.Path(allow_dash=True)
 _APPLY_PATIENCE = 120.0
@@ -92,9 +92,8 @@ def _results(look: Look, answer: Any, note: str = "") -> None:
         show(look, shown, columns.RESULTS, empty="Nothing in these files.")
         return
     for row in answer["results"]:
-        click.echo(
-            f"{singular(str(row.get('kind')))}/{row.get('name')} -n {row.get('namespace')} {row.get('result')}{note}"
-        )
+        what = f"{singular(str(row.get('kind')))}/{row.get('name')} -n {row.get('namespace')}"
+        click.echo(f"{clean(what)} {paint(str(row.get('result')), colour=look.colour)}{note}")
     if not answer["results"]:
         click.echo("Nothing in these files.", err=True)
 

@@ -94,17 +94,14 @@ def test_no_cell_can_drive_the_terminal_or_break_the_table(text: str) -> None:
 
 @given(st.lists(st.text(alphabet="abcxyz-", min_size=1, max_size=20), min_size=1, max_size=5))
 def test_every_cell_starts_where_its_title_starts(names: list[str]) -> None:
-    rows = [{"name": name, "state": "ready"} for name in names]
-    lines = table(rows, [NAME, STATE], now=0).splitlines()
-    assert {
-        line.index("STATE" if number == 0 else "ready", len(names[number - 1]) if number else 0)
-        for number, line in enumerate(lines)
-    } == {lines[0].index("STATE")}  # noqa: E501
+    titles, *lines = table([{"name": name, "state": "ready"} for name in names], [NAME, STATE], now=0).splitlines()
+    assert {line.rindex("ready") for line in lines} == {titles.index("STATE")}
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(-5, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m"), (330, "5m30s"), (12000, "3h20m"), (100800, "1d4h"), (86400 * 400, "1y35d")],
+    [(-5, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m"), (330, "5m30s"), (12000, "3h20m"), (100800, "1d4h"),
+     (86400 * 400, "1y35d")],
 )  # fmt: skip
 def test_ages_are_in_their_two_largest_units(value: float, text: str) -> None:
     assert age(value) == text
@@ -193,7 +190,7 @@ def test_a_watch_on_a_terminal_redraws_with_rates_and_never_more_lines_than_ther
     assert frame.endswith("\x1b[J")
     assert frame.count("\n") < 10
     assert "1.00KiB/s" in frame
-    assert "24 more" in frame
+    assert "25 more" in frame
 
 
 def test_a_counter_that_went_back_has_no_negative_rate() -> None:
