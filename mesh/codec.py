@@ -34,7 +34,12 @@ def decode(of: Any, data: bytes | memoryview) -> Any:
     """Read one `of` (a dataclass or a union of dataclasses); raise `DecodeError`."""
     try:
         raw = msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+    except (
+        ValueError,
+        TypeError,
+        msgpack.exceptions.UnpackException,
+        RecursionError,
+    ) as error:  # TypeError: list as key
         raise DecodeError(f"not a msgpack message: {error}") from error
     return _decoder(of)(raw, "")
 
@@ -96,7 +101,7 @@ def _enum(of: type[enum.Enum]) -> _Decoder:
         try:
             return members[raw]
         except (KeyError, TypeError):
-            raise DecodeError(f"{path}: {raw!r} is not one of {', '.join(map(str, members))}") from None
+            raise DecodeError(f"{path}: {raw!r:.60} is not one of {', '.join(map(str, members))}") from None
 
     return read
 
@@ -118,7 +123,7 @@ def _dict(key_of: Any, value_of: Any) -> _Decoder:
     def read(raw: Any, path: str) -> Any:
         if type(raw) is not dict:
             raise _fail(path, "map", raw)
-        return {read_key(key, f"{path} key"): read_value(value, f"{path}[{key!r}]") for key, value in raw.items()}
+        return {read_key(key, f"{path} key"): read_value(value, f"{path}[{key!r:.60}]") for key, value in raw.items()}
 
     return read
 

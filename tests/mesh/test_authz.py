@@ -326,9 +326,9 @@ def test_a_dry_run_policy_changes_nothing_but_is_named_if_it_would(
 
 def test_a_permit_cannot_be_made_elsewhere() -> None:
     with pytest.raises(TypeError, match="comes from Authorizer"):
-        Permit(object(), "shop/allow", 0, "because", ())  # type: ignore[arg-type]
+        Permit(None, "shop/allow", 0, "because", ())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        Permit("shop/allow", 0, "because", ())  # type: ignore[arg-type, call-arg]
+        Permit("shop/allow", 0, "because", ())  # type: ignore[call-arg]
     permit = authorizer().check(PEER)
     assert isinstance(permit, Permit)
     with pytest.raises(ValueError, match="seal"):
