@@ -1,0 +1,319 @@
+"""Connections arriving at a local workload: in a tunnel, or captured in plaintext."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+from mesh import hbone
+from mesh.authz import Denial, Peer
+from mesh.h2.connection import Stream
+from mesh.h2.frames import ErrorCode
+from mesh.h2.headers import Fields
+from mesh.model import PROXY_PORTS, Party
+from noded.data import tls
+from noded.data.dial import Dialler
+from noded.data.node import LocalWorkload, Node
+from noded.data.relay import SocketRelay, StreamRelay
+from noded.data.sockets import canonical
+from noded.data.tracker import UNKNOWN, Flow
+from noded.data.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+_MAX_HANDSHAKES = 512
+"""Tunnels being set up towards one workload; more are refused, since each costs a millisecond of signing."""
+_MAX_TUNNELS = 10_000
+_HANDSHAKE_SECONDS = 10
+
+log = logging.getLogger(__name__)
+
+
+class Inbound:
+    """The inbound side of this worker; the `Keeper` of the tunnels that others open."""
+
+    def __init__(self, node: Node, dialler: Dialler) -> None:
+        self.node, self.dialler = node, dialler
+        self._locals: dict[Tunnel, LocalWorkload] = {}
+
+    # -- tunnels ------------------------------------------------------------------------------------------------------
+
+    def accepted(self, local: LocalWorkload, sock: socket.socket, peer: tuple[str, int]) -> None:
+        """Somebody wants a tunnel to `local`."""
+        if local.handshakes >= _MAX_HANDSHAKES or len(local.tunnels) >= _MAX_TUNNELS:
+            self.node.tracker.count("tunnels_refused")
+            sock.close()
+            return
+        local.handshakes += 1
+        self.node.engine.spawn(self._handshake, local, sock, canonical(peer[0]))
+
+    async def _handshake(self, local: LocalWorkload, sock: socket.socket, address: str) -> None:
+        node = self.node
+        try:
+            if not await node.hold(lambda: local.contexts is not None or local.gone) or local.contexts is None:
+                raise tls.HandshakeFailed("the workload has no certificate yet")
+            contexts = local.contexts
+            session = await tls.handshake(sock, contexts.server, server=True, seconds=_HANDSHAKE_SECONDS)
+            peer = tls.peer_identity(session.tls)
+            if local.gone:
+                raise tls.HandshakeFailed("the workload has left the mesh")
+        except (tls.HandshakeFailed, OSError) as error:
+            node.tracker.count("handshake_failures")
+            log.info("no tunnel from %s to %s: %s", address, local.uid, error)
+            sock.close()
+            return
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            local.handshakes -= 1
+        node.tracker.count("handshakes")
+        tunnel = Tunnel(
+            node.engine,
+            node.buffers,
+            node.budget,
+            self,
+            sock,
+            session,
+            client=False,
+            local=local.identity,
+            peer=peer,
+            peer_address=address,
+            uid=local.uid,
+            expires=tls.peer_not_after(session.tls),
+        )
+        local.tunnels.add(tunnel)
+        self._locals[tunnel] = local
+
+    def tunnel_ready(self, tunnel: Tunnel) -> None:
+        """See `Keeper`."""
+
+    def tunnel_request(self, tunnel: Tunnel) -> Stream:
+        """See `Keeper`."""
+        return InboundStream(self, self._locals[tunnel], tunnel)
+
+    def tunnel_closed(self, tunnel: Tunnel) -> None:
+        """See `Keeper`."""
+        if tunnel.closed and (local := self._locals.pop(tunnel, None)) is not None:
+            local.tunnels.discard(tunnel)
+
+    # -- plaintext ----------------------------------------------------------------------------------------------------
+
+    def accepted_plaintext(self, local: LocalWorkload, client: socket.socket, peer: tuple[str, int]) -> None:
+        """A captured connection from outside the mesh, or from a mesh that does not know yet that this is in it."""
+        flow = Flow(self.node.tracker, local.uid, "passthrough", canonical(peer[0]), peer[1])
+        try:
+            address, port = client.getsockname()[:2]
+        except OSError:
+            client.close()
+            flow.finish("NR", "no original destination")
+            return
+        flow.destination, flow.port = flow.target, flow.target_port = canonical(address), port
+        if port in PROXY_PORTS:
+            client.close()
+            flow.finish("NR", "one of the proxy's own ports: it would loop")
+        elif not self.node.snapshot.ready:
+            self.node.engine.spawn(self._held, local, flow, client)
+        else:
+            self._passthrough(local, flow, client)
+
+    async def _held(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
+        self.node.tracker.count("held")
+        try:
+            ready = await self.node.hold(lambda: self.node.snapshot.ready)
+        except BaseException:
+            client.close()
+            flow.finish("NR", "the worker is ending")
+            raise
+        if ready:
+            self._passthrough(local, flow, client)
+        else:
+            client.close()
+            flow.finish("NR", f"no snapshot of the mesh yet; waited {self.node.hold_seconds:g} s")
+
+    def _passthrough(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
+        flow.parties(self.plaintext_party(flow.client), local.party, "", "none")
+        verdict = local.authorizer.check(Peer(None, flow.client, flow.destination, flow.port))
+        flow.decided(verdict)
+        if isinstance(verdict, Denial):
+            client.close()
+            flow.finish("RBAC", denied(verdict))
+            return
+
+        def connected(server: socket.socket | None, why: str) -> None:
+            if server is None or flow.finished:
+                if server is not None:
+                    server.close()
+                client.close()
+                flow.finish("UF", why)
+                return
+            flow.establish()
+            flow.carrier = SocketRelay(self.node.engine, flow, client, server)
+
+        flow.carrier = _Refusable(flow, client)
+        self.dialler.to_workload(verdict, local, flow.destination, flow.port, flow.client, connected)
+
+    def plaintext_party(self, address: str) -> Party:
+        """Who the snapshot says has this address; no identity is claimed for it."""
+        workload = self.node.snapshot.workload_at(address)
+        if workload is None:
+            return UNKNOWN
+        known = self.node.party(workload)
+        return Party(known.workload, known.namespace, "unknown", known.app, known.version)
+
+    def source_party(self, tunnel: Tunnel, address: str) -> Party:
+        """The source of a tunnel: its identity from the certificate, the rest from the snapshot where they agree."""
+        workload = self.node.snapshot.workload_at(address)
+        if workload is not None and self.node.identity(workload) == tunnel.peer:
+            return self.node.party(workload)
+        return Party("unknown", tunnel.peer.namespace, tunnel.peer.uri, "unknown", "unknown")
+
+    def recheck(self, local: LocalWorkload) -> None:
+        """After a policy change: close live connections that are denied now."""
+        for flow in self.node.tracker.of(local.uid):
+            if flow.direction == "outbound" or flow.carrier is None or not flow.target:
+                continue
+            verdict = local.authorizer.check(Peer(flow.peer_identity, flow.client, flow.target, flow.target_port))
+            flow.decided(verdict)
+            if isinstance(verdict, Denial):
+                flow.carrier.abort(denied(verdict), "RBAC")
+
+
+def denied(verdict: Denial) -> str:
+    """Why, for the log."""
+    if not verdict.policy:
+        return verdict.reason
+    rule = f" rule {verdict.rule}" if verdict.rule >= 0 else ""
+    return f"{verdict.reason}: {verdict.policy}{rule}"
+
+
+class _Refusable:
+    """Carries a plaintext connection while the workload is dialled."""
+
+    def __init__(self, flow: Flow, client: socket.socket) -> None:
+        self._flow, self._client = flow, client
+
+    def counts(self) -> tuple[int, int]:
+        """As `Carrier` has it."""
+        return 0, 0
+
+    def abort(self, reason: str, flags: str = "-") -> None:
+        """As `Carrier` has it."""
+        if not self._flow.finished:
+            self._client.close()
+            self._flow.finish(flags, reason)
+
+
+class InboundStream(StreamRelay):
+    """A connection that arrived in a tunnel."""
+
+    __slots__ = ("_inbound", "_local", "_requested")
+
+    def __init__(self, inbound: Inbound, local: LocalWorkload, tunnel: Tunnel) -> None:
+        flow = Flow(inbound.node.tracker, local.uid, "inbound", tunnel.peer_address, 0)
+        super().__init__(inbound.node.engine, flow)
+        self._inbound, self._local = inbound, local
+        self.tunnel = tunnel
+        flow.carrier = self
+        flow.identity, flow.peer_identity = local.identity, tunnel.peer
+        self._requested = False
+
+    def on_headers(self, fields: Fields, end: bool) -> None:
+        """The request."""
+        if self.closed:
+            return
+        if self._requested:
+            if end:
+                self.on_end()
+            return
+        self._requested = True
+        inbound, local, flow = self._inbound, self._local, self.flow
+        flow.parties(inbound.source_party(self.tunnel, flow.client), local.party, "", "mutual_tls")
+        request = hbone.parse_connect(fields)
+        if isinstance(request, str):
+            self.refuse(hbone.BAD_REQUEST, "DPE", request)
+            return
+        flow.destination, flow.port = flow.target, flow.target_port = request.address, request.port
+        if request.port in PROXY_PORTS:
+            self.refuse(hbone.BAD_REQUEST, "DPE", "one of the proxy's own ports: it would loop")
+        elif request.address not in local.workload.addresses:
+            self.refuse(hbone.BAD_REQUEST, "DPE", f"{request.address} is not an address of {local.uid}")
+        elif end:
+            self.refuse(hbone.BAD_REQUEST, "DPE", "a CONNECT that ends at once")
+        elif inbound.node.snapshot.ready:
+            self._authorize()
+        else:
+            inbound.node.engine.spawn(self._held)
+
+    async def _held(self) -> None:
+        node = self._inbound.node
+        node.tracker.count("held")
+        ready: Awaitable[bool] = node.hold(lambda: node.snapshot.ready)
+        if await ready:
+            self._authorize()
+        else:
+            self.refuse(hbone.UNAVAILABLE, "NR", f"no snapshot of the mesh yet; waited {node.hold_seconds:g} s")
+
+    def _authorize(self) -> None:
+        if self.closed:
+            return
+        flow = self.flow
+        verdict = self._local.authorizer.check(Peer(self.tunnel.peer, flow.client, flow.target, flow.target_port))
+        flow.decided(verdict)
+        if isinstance(verdict, Denial):
+            self.refuse(hbone.DENIED, "RBAC", denied(verdict))
+            return
+        self._inbound.dialler.to_workload(
+            verdict, self._local, flow.target, flow.target_port, flow.client, self._connected
+        )
+
+    def _connected(self, sock: socket.socket | None, why: str) -> None:
+        if self.closed:
+            if sock is not None:
+                sock.close()
+        elif sock is None:
+            self.refuse(hbone.UNAVAILABLE, "UF", why)
+        else:
+            self.flow.establish()
+            self.connection.send_headers(self, hbone.OK)
+            self.engine.dirty.add(self.tunnel)
+            self.join(sock)
+
+    def on_data(self, data: memoryview) -> int:
+        """Nothing may come before our answer; what does is kept within the stream's window until there is a socket."""
+        if self.sock is None and not self.closed:
+            if self._pending is None:
+                self._pending = bytearray()
+            self._pending += data
+            return 0
+        return super().on_data(data)
+
+    def on_end(self) -> None:
+        """The client has sent all it will."""
+        if self.sock is None:
+            self._half_closed = True
+        else:
+            super().on_end()
+
+    def join(self, sock: socket.socket) -> None:
+        """Also deliver what came early."""
+        super().join(sock)
+        if self._pending:
+            self._drain()
+            if self._pending and not self.closed:
+                self.engine.modify(self._fd, self._events())
+        elif self._half_closed:
+            self._shut()
+
+    def refuse(self, block: bytes, flags: str, reason: str) -> None:
+        """Answer with a status and end the stream."""
+        if self.closed:
+            return
+        self.closed = True
+        self.connection.send_headers(self, block, end=True)
+        if self.connection.streams.get(self.stream_id) is self:
+            self.connection.reset(self, ErrorCode.NO_ERROR)
+        self.engine.dirty.add(self.tunnel)
+        self.flow.finish(flags, reason)

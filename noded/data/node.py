@@ -1,0 +1,148 @@
+"""What one worker knows: the snapshot, the local workloads, and the machinery that their connections share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from mesh import hbone
+from mesh.authz import Authorizer
+from mesh.h2.connection import Budget
+from mesh.identity import Identity
+from mesh.model import MeshConfig, Party, Workload
+from mesh.snapshot import Snapshot
+from noded.data import tls
+from noded.data.engine import Engine
+from noded.data.sockets import SocketMaker
+from noded.data.tracker import Tracker
+from noded.data.tunnel import Buffers
+from noded.link import Certificate, Configure
+
+if TYPE_CHECKING:
+    from noded.data.tunnel import Tunnel
+
+log = logging.getLogger(__name__)
+
+
+class LocalWorkload:
+    """A workload of this host as its worker sees it. Owns its listeners and its namespace's descriptor."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        labels: dict[str, str],
+        config: MeshConfig,
+        netns: int,
+        mark: int,
+        listeners: list[int],
+    ) -> None:
+        self.workload, self.labels = workload, labels
+        self.uid = workload.uid
+        self.sockets = SocketMaker(netns, mark)
+        self.listeners = [socket.socket(fileno=fd) for fd in listeners]
+        self.contexts: tls.Contexts | None = None
+        self.tunnels: set[Tunnel] = set()
+        """Those that others opened to it."""
+        self.handshakes = 0
+        self.gone = False
+        self.configure(config)
+
+    def configure(self, config: MeshConfig) -> None:
+        """Work out what depends on the mesh's configuration."""
+        self.identity = Identity(config.trust_domain, self.workload.namespace, self.workload.service_account)
+        self.baggage = hbone.baggage(self.workload, config.cluster)
+        self.party = party_of(self.workload, config)
+
+    def authorize_with(self, snapshot: Snapshot) -> None:
+        """Compile the policies that apply to it."""
+        self.authorizer = Authorizer.of(
+            snapshot.policies,
+            snapshot.peer_auths,
+            namespace=self.workload.namespace,
+            labels=self.labels,
+            root_namespace=snapshot.config.root_namespace,
+        )
+
+    def certificate(self, message: Certificate) -> None:
+        """Use a new certificate from the next handshake on."""
+        self.contexts = tls.contexts(message.chain, message.key, message.roots, message.not_after)
+
+
+def party_of(workload: Workload, config: MeshConfig) -> Party:
+    """A workload as metrics name it."""
+    principal = f"spiffe://{config.trust_domain}/ns/{workload.namespace}/sa/{workload.service_account}"
+    return Party(
+        workload.name,
+        workload.namespace,
+        principal if workload.meshed else "unknown",
+        workload.app or workload.name,
+        workload.version or "latest",
+    )
+
+
+class Node:
+    """Shared by every step of a connection's life. Changed only by the worker, between turns of the engine."""
+
+    def __init__(self, configure: Configure, engine: Engine) -> None:
+        self.engine = engine
+        self.tracker = Tracker(access_log=configure.access_log)
+        self.buffers = Buffers()
+        self.budget = Budget()
+        self.hold_seconds = configure.hold_seconds
+        self.connect_seconds = configure.connect_seconds
+        self.snapshot = Snapshot.empty()
+        self.workloads: dict[str, LocalWorkload] = {}
+        self.draining = False
+        self._changed = trio.Event()
+        self._pick = random.getrandbits(16)
+        self._parties: dict[str, Party] = {}
+
+    def pick(self) -> int:
+        """For choosing among endpoints in turn."""
+        self._pick += 1
+        return self._pick
+
+    def changed(self) -> None:
+        """Something that held connections may be waiting for has come."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def hold(self, ready: Callable[[], bool]) -> bool:
+        """Wait until `ready()`, at most `hold_seconds`; False if it did not come to be."""
+        with trio.move_on_after(self.hold_seconds):
+            while not ready():
+                await self._changed.wait()
+            return True
+        return False
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Use a new snapshot."""
+        self.snapshot = snapshot
+        self._parties.clear()
+        for local in self.workloads.values():
+            local.configure(snapshot.config)
+            local.authorize_with(snapshot)
+        self.changed()
+
+    def party(self, workload: Workload) -> Party:
+        """A workload of the snapshot as metrics name it."""
+        found = self._parties.get(workload.uid)
+        if found is None:
+            found = self._parties[workload.uid] = party_of(workload, self.snapshot.config)
+        return found
+
+    def identity(self, workload: Workload) -> Identity:
+        """Who a workload of the snapshot is."""
+        return Identity(self.snapshot.config.trust_domain, workload.namespace, workload.service_account)
+
+
+def close_fds(fds: list[int]) -> None:
+    """Close descriptors that came with a message nobody wants."""
+    for fd in fds:
+        os.close(fd)

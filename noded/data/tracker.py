@@ -1,0 +1,317 @@
+"""Every live connection of this worker: who, where to, how much; its log line and its counts when it ends.
+
+A connection registers before its policies are checked, so that a policy change cannot slip between the two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from mesh.authz import Denial, Permit
+from mesh.identity import Identity
+from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
+
+_PIPE_SAFE = 4096
+_MAX_LOG_BYTES = 1_048_576
+
+UNKNOWN = Party("unknown", "unknown", "unknown", "unknown", "unknown")
+
+
+class Carrier(Protocol):
+    """What moves (or is about to move) a connection's bytes."""
+
+    def counts(self) -> tuple[int, int]:
+        """Bytes so far: received from the client, sent to it."""
+
+    def abort(self, reason: str, flags: str = "-", /) -> None:
+        """Reset both sides now and finish the flow."""
+
+
+class Flow:
+    """One connection, from capture to its log line. `finish` is called exactly once, by whoever carries it then."""
+
+    __slots__ = (
+        "_counted",
+        "_destination_party",
+        "_source_party",
+        "_tracker",
+        "carrier",
+        "client",
+        "client_port",
+        "destination",
+        "direction",
+        "dry_run",
+        "finished",
+        "identity",
+        "number",
+        "opened",
+        "peer_identity",
+        "policy",
+        "port",
+        "security",
+        "service",
+        "started",
+        "state",
+        "target",
+        "target_port",
+        "uid",
+    )
+
+    def __init__(self, tracker: Tracker, uid: str, direction: str, client: str, client_port: int) -> None:
+        self._tracker = tracker
+        self.uid = uid
+        """The local workload."""
+        self.direction = direction
+        """`outbound`, `inbound` or `passthrough`."""
+        self.client, self.client_port = client, client_port
+        self.destination, self.port = "", 0
+        """What the client asked for."""
+        self.target, self.target_port = "", 0
+        """Where it went."""
+        self.identity: Identity | None = None
+        """The local workload's, where it is in use."""
+        self.peer_identity: Identity | None = None
+        self._source_party = self._destination_party = UNKNOWN
+        self.service = ""
+        self.security = "none"
+        self.policy = ""
+        self.dry_run: tuple[str, ...] = ()
+        self.carrier: Carrier | None = None
+        self.state = "connecting"
+        self.started = time.time()
+        self.opened = self.finished = False
+        self._counted = (0, 0)
+        self.number = tracker.register(self)
+
+    def parties(self, source: Party, destination: Party, service: str, security: str) -> None:
+        """Whose edge this is; before `establish`."""
+        self._source_party, self._destination_party = source, destination
+        self.service, self.security = service, security
+
+    def decided(self, verdict: Permit | Denial) -> None:
+        """Note what the policies said."""
+        self.policy, self.dry_run = verdict.policy, verdict.dry_run
+
+    def establish(self) -> None:
+        """The far side is connected; bytes may flow."""
+        self.opened = True
+        self.state = "open"
+        self._tally("-").opened += 1
+
+    def finish(self, flags: str = "-", reason: str = "") -> None:
+        """It is over. `flags` are Envoy's response flags; `reason` is for people, empty if it ended in order."""
+        if self.finished:
+            return
+        self.finished = True
+        self.state = "closed"
+        received, sent = self.count_bytes()
+        tally = self._tally(flags)
+        if flags == "RBAC":
+            tally.denied += 1
+        if self.opened:
+            tally.closed += 1
+        else:
+            tally.failed += 1
+        self._tracker.finished(self, flags, reason, received, sent)
+
+    def count_bytes(self) -> tuple[int, int]:
+        """Add to the edge what was carried since last asked; return the totals."""
+        if self.carrier is None:
+            return 0, 0
+        received, sent = now = self.carrier.counts()
+        if now != self._counted:
+            tally = self._tally("-")
+            tally.received += received - self._counted[0]
+            tally.sent += sent - self._counted[1]
+            self._counted = now
+        return now
+
+    def _tally(self, flags: str) -> Tally:
+        key = (
+            self.direction == "outbound",
+            self._source_party,
+            self._destination_party,
+            self.service,
+            self.security,
+            flags,
+        )
+        return self._tracker.tally(key)
+
+
+class Tally:
+    """Counts of one edge since the last report."""
+
+    __slots__ = ("closed", "denied", "failed", "opened", "received", "sent")
+
+    def __init__(self) -> None:
+        self.opened = self.closed = self.failed = self.denied = self.received = self.sent = 0
+
+
+_Edge = tuple[bool, Party, Party, str, str, str]
+
+
+class Tracker:
+    """The live connections, the counts not yet reported, and the access log."""
+
+    def __init__(self, *, access_log: bool, log_fd: int = 1) -> None:
+        self._access_log = access_log
+        self._log_fd = log_fd
+        self._flows: dict[int, Flow] = {}
+        self._edges: dict[_Edge, Tally] = {}
+        self._source_ports: set[tuple[str, str, int]] = set()
+        self._next = 0
+        self._lines: list[str] = []
+        self._second = 0
+        self._stamp = ""
+        self.totals: dict[str, int] = {"access_log_dropped": 0}
+        """Counters of this process, by name."""
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of `totals`."""
+        self.totals[name] = self.totals.get(name, 0) + by
+
+    def register(self, flow: Flow) -> int:
+        """Called by `Flow`; returns its number."""
+        self._next += 1
+        self._flows[self._next] = flow
+        if flow.direction == "passthrough":
+            self._source_ports.add((flow.uid, flow.client, flow.client_port))
+        return self._next
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def of(self, uid: str) -> list[Flow]:
+        """The live connections of a local workload."""
+        return [flow for flow in self._flows.values() if flow.uid == uid]
+
+    def live(self) -> list[Flow]:
+        """All of them."""
+        return list(self._flows.values())
+
+    def uses_source_port(self, uid: str, client: str, port: int) -> bool:
+        """Whether a captured plaintext connection of this client to this workload has that source port."""
+        return (uid, client, port) in self._source_ports
+
+    def tally(self, key: _Edge) -> Tally:
+        """The counts of one edge."""
+        found = self._edges.get(key)
+        if found is None:
+            found = self._edges[key] = Tally()
+        return found
+
+    def report(self) -> tuple[EdgeReport, ...]:
+        """What happened since the last call, bytes of live connections included."""
+        for flow in self._flows.values():
+            flow.count_bytes()
+        edges, self._edges = self._edges, {}
+        return tuple(
+            EdgeReport(
+                EdgeKey("source" if outbound else "destination", source, destination, service, security, flags),
+                EdgeCounts(t.opened, t.closed, t.failed, t.denied, t.received, t.sent),
+            )
+            for (outbound, source, destination, service, security, flags), t in edges.items()
+        )
+
+    def finished(self, flow: Flow, flags: str, reason: str, received: int, sent: int) -> None:
+        """Called by `Flow`."""
+        self._flows.pop(flow.number, None)
+        if flow.direction == "passthrough":
+            self._source_ports.discard((flow.uid, flow.client, flow.client_port))
+        if not self._access_log:
+            return
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        line: dict[str, Any] = {
+            "time": f"{self._stamp}.{int((now - second) * 1000):03d}Z",
+            "type": "access",
+            "direction": flow.direction,
+            "workload": flow.uid,
+            "source": f"{flow.client}:{flow.client_port}",
+            "destination": f"{flow.destination}:{flow.port}",
+            "target": f"{flow.target}:{flow.target_port}" if flow.target else "",
+            "service": flow.service,
+            "peer_identity": flow.peer_identity.uri if flow.peer_identity else "",
+            "security": flow.security,
+            "policy": flow.policy,
+            "flags": flags,
+            "reason": reason,
+            "received": received,
+            "sent": sent,
+            "duration_ms": round((now - flow.started) * 1000, 1),
+        }
+        if flow.dry_run:
+            line["dry_run"] = flow.dry_run
+        self._lines.append(_to_json(line))
+
+    def flush_log(self) -> None:
+        """Write the gathered lines. A reader that does not keep up loses lines (counted), never holds up traffic."""
+        lines, self._lines = self._lines, []
+        for chunk in _chunks(lines):
+            if not select.select((), (self._log_fd,), (), 0)[1]:
+                self.count("access_log_dropped", chunk.count(b"\n"))
+                continue
+            try:
+                os.write(self._log_fd, chunk)
+            except OSError:
+                self.count("access_log_dropped", chunk.count(b"\n"))
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether there is anything to flush."""
+        return bool(self._lines)
+
+    def rows(self, index: int) -> list[dict[str, Any]]:
+        """The live connections as `GET /connections` shows them."""
+        rows = []
+        for flow in self._flows.values():
+            received, sent = flow.carrier.counts() if flow.carrier else (0, 0)
+            outbound = flow.direction == "outbound"
+            local = flow.identity.uri if flow.identity else ""
+            peer = flow.peer_identity.uri if flow.peer_identity else ""
+            rows.append(
+                {
+                    "id": f"{index}-{flow.number}",
+                    "worker": index,
+                    "direction": flow.direction,
+                    "workload": flow.uid,
+                    "source": f"{flow.client}:{flow.client_port}",
+                    "source_identity": local if outbound else peer,
+                    "destination": f"{flow.destination}:{flow.port}",
+                    "destination_identity": peer if outbound else local,
+                    "target": f"{flow.target}:{flow.target_port}" if flow.target else "",
+                    "service": flow.service,
+                    "via": "tunnel" if flow.security == "mutual_tls" else "plaintext",
+                    "policy": flow.policy,
+                    "opened_at": flow.started,
+                    "received": received,
+                    "sent": sent,
+                    "state": flow.state,
+                }
+            )
+        return rows
+
+
+_to_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+def _chunks(lines: list[str]) -> Iterator[bytes]:
+    """Whole lines joined up to the size that a pipe takes at once without blocking."""
+    gathered: list[bytes] = []
+    size = 0
+    for text in lines:
+        line = text.encode() + b"\n"
+        if gathered and size + len(line) > _PIPE_SAFE:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+        gathered.append(line)
+        size += len(line)
+    if gathered:
+        yield b"".join(gathered)

@@ -1,0 +1,267 @@
+"""A worker process: `python -m noded.data.worker`, with its link to the control process as descriptor 3.
+
+It ends when the link does: without the control process nobody would renew its certificates or tell it of policies.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+import time
+from typing import Any
+
+import msgpack
+import trio
+
+from mesh.snapshot import SnapshotError
+from noded import link as messages
+from noded.data.capture import Listener
+from noded.data.dial import Dialler
+from noded.data.engine import Engine
+from noded.data.inbound import Inbound
+from noded.data.node import LocalWorkload, Node, close_fds
+from noded.data.outbound import Outbound
+from noded.data.pool import Pool
+from noded.data.tunnel import TICK_SECONDS, Tunnel
+from noded.link import Link, ToControl, ToWorker
+
+LINK_FD = 3
+_REPORT_SECONDS = 1.0
+_LOG_SECONDS = 0.2
+
+log = logging.getLogger("noded.worker")
+
+
+class Worker:
+    """The composition root of a worker: builds every object, owns every nursery, answers the control process."""
+
+    def __init__(self, link: Link, configure: messages.Configure, nursery: trio.Nursery) -> None:
+        self._link, self._configure, self._nursery = link, configure, nursery
+        self.index = configure.index
+        self.engine = Engine(nursery)
+        self.node = Node(configure, self.engine)
+        self.dialler = Dialler(self.engine, self.node.tracker, configure.connect_seconds)
+        self.pool = Pool(self.node)
+        self.outbound = Outbound(self.node, self.pool, self.dialler)
+        self.inbound = Inbound(self.node, self.dialler)
+        self._listeners: dict[str, list[Listener]] = {}
+        self._removals: dict[str, trio.CancelScope] = {}
+
+    async def run(self) -> None:
+        """Serve until the link ends or a drain is done; returns then, with everything cancelled."""
+        for task in (self.engine.run, self.dialler.sweep, self._report, self._tick, self._write_log):
+            self._nursery.start_soon(task)
+        await self._link.send(messages.Ready(os.getpid()))
+        while (received := await self._link.receive()) is not None:
+            message, fds = received
+            await self._handle(message, fds)
+        log.info("the control process is gone; ending")
+        self._nursery.cancel_scope.cancel()
+
+    async def _handle(self, message: object, fds: list[int]) -> None:
+        match message:
+            case messages.WorkloadUp():
+                await self._workload_up(message, fds)
+            case messages.WorkloadDown():
+                self._nursery.start_soon(self._workload_down, message)
+            case messages.Certificate():
+                if (local := self.node.workloads.get(message.uid)) is not None:
+                    local.certificate(message)
+                    self.node.changed()
+            case messages.MeshUpdate():
+                await self._update(message)
+            case messages.Query():
+                await self._link.send(messages.Answer(message.request, msgpack.packb(self._rows(message.what))))
+            case messages.SetLogLevel():
+                logging.getLogger().setLevel(message.level.upper())
+            case messages.Drain():
+                self._nursery.start_soon(self._drain, message.seconds)
+            case _:
+                raise RuntimeError(f"control sent {type(message).__name__}")
+
+    # -- workloads ----------------------------------------------------------------------------------------------------
+
+    async def _workload_up(self, message: messages.WorkloadUp, fds: list[int]) -> None:
+        uid = message.workload.uid
+        node = self.node
+        known = node.workloads.get(uid)
+        if known is not None and not fds:
+            known.workload, known.labels = message.workload, message.labels
+            known.configure(node.snapshot.config)
+            known.authorize_with(node.snapshot)
+            self.inbound.recheck(known)
+        elif known is None and len(fds) == 4:
+            local = LocalWorkload(message.workload, message.labels, node.snapshot.config, fds[0], message.mark, fds[1:])
+            local.authorize_with(node.snapshot)
+            node.workloads[uid] = local
+            steps = (self.outbound.accepted, self.inbound.accepted_plaintext, self.inbound.accepted)
+            self._listeners[uid] = [
+                Listener(self.engine, local, sock, accepted)
+                for sock, accepted in zip(local.listeners, steps, strict=True)
+            ]
+        else:
+            close_fds(fds)
+            log.error("workload %s came with %d descriptors, known: %s", uid, len(fds), known is not None)
+            return
+        await self._link.send(messages.WorkloadReady(uid))
+
+    async def _workload_down(self, message: messages.WorkloadDown) -> None:
+        local = self.node.workloads.pop(message.uid, None)
+        if local is not None:
+            local.gone = True
+            for listener in self._listeners.pop(message.uid):
+                listener.close()
+            tunnels = [*local.tunnels, *(t for t in self.pool.tunnels() if t.uid == message.uid)]
+            for tunnel in tunnels:
+                tunnel.retire("the workload leaves the mesh")
+            await self._wait_for_end(message.uid, message.drain_seconds)
+            for flow in self.node.tracker.of(message.uid):
+                if flow.carrier is not None:
+                    flow.carrier.abort("the workload left the mesh", "DR")
+            self._flush()
+            for tunnel in tunnels:
+                tunnel.close("the workload left the mesh")
+            local.contexts = None
+            local.sockets.close()
+        await self._link.send(messages.WorkloadGone(message.uid))
+
+    async def _wait_for_end(self, uid: str | None, seconds: float) -> None:
+        """Until no connection (of this workload) is left, or the time is up."""
+        tracker = self.node.tracker
+        with trio.move_on_after(seconds):
+            while tracker.of(uid) if uid else len(tracker):  # rare, so polled: no cost to a connection's end
+                await trio.sleep(0.1)  # noqa: ASYNC110
+
+    # -- the mesh -----------------------------------------------------------------------------------------------------
+
+    async def _update(self, message: messages.MeshUpdate) -> None:
+        node = self.node
+        before = node.snapshot
+        try:
+            snapshot = before.apply(message.update)
+        except SnapshotError as error:
+            log.error("bug: the control process sent an update that does not fit: %s", error)
+            raise
+        node.adopt(snapshot)
+        if snapshot.policies != before.policies or snapshot.peer_auths != before.peer_auths:
+            for local in node.workloads.values():
+                self.inbound.recheck(local)
+        await self._link.send(messages.Applied(snapshot.revision))
+
+    async def _drain(self, seconds: float) -> None:
+        self.node.draining = True
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.close()
+        self._listeners = {uid: [] for uid in self._listeners}
+        for tunnel in self._tunnels():
+            tunnel.retire("draining")
+        await self._wait_for_end(None, seconds)
+        for flow in self.node.tracker.live():
+            if flow.carrier is not None:
+                flow.carrier.abort("the proxy is shutting down", "DR")
+        self._flush()
+        for tunnel in self._tunnels():
+            tunnel.close("draining")
+        self.node.tracker.flush_log()
+        await self._send_counts()
+        self._nursery.cancel_scope.cancel()
+
+    # -- telemetry ----------------------------------------------------------------------------------------------------
+
+    def _tunnels(self) -> list[Tunnel]:
+        return [*self.pool.tunnels(), *(t for local in self.node.workloads.values() for t in local.tunnels)]
+
+    def _rows(self, what: str) -> list[dict[str, Any]]:
+        if what == "connections":
+            return self.node.tracker.rows(self.index)
+        if what == "tunnels":
+            return [tunnel.row(self.index) for tunnel in self._tunnels()]
+        raise RuntimeError(f"control asked for {what}")
+
+    def _flush(self) -> None:
+        """Write what aborting has queued, outside of a turn of the engine."""
+        dirty = self.engine.dirty
+        while dirty:
+            dirty.pop().flush()
+
+    async def _report(self) -> None:
+        while True:
+            await trio.sleep(_REPORT_SECONDS)
+            await self._send_counts()
+
+    async def _send_counts(self) -> None:
+        tracker = self.node.tracker
+        totals = dict(tracker.totals)
+        totals["open_connections"] = len(tracker)
+        totals["tunnels"] = len(self._tunnels())
+        await self._link.send(messages.Counts(tracker.report(), totals))
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(TICK_SECONDS)
+            now = time.time()
+            for tunnel in self._tunnels():
+                tunnel.tick(now)
+
+    async def _write_log(self) -> None:
+        tracker = self.node.tracker
+        while True:
+            await trio.sleep(_LOG_SECONDS)
+            if tracker.has_lines:
+                tracker.flush_log()
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+_JsonFormatter.converter = time.gmtime
+
+
+async def serve(sock: socket.socket) -> None:
+    """Run a worker on its link until it ends."""
+    link = Link(sock, receives=ToWorker, sends=ToControl)
+    try:
+        first = await link.receive()
+        if first is None:
+            return
+        configure, _fds = first
+        assert isinstance(configure, messages.Configure)
+        logging.getLogger().setLevel(configure.log_level.upper())
+        async with trio.open_nursery() as nursery:
+            await Worker(link, configure, nursery).run()
+    except (BrokenPipeError, ConnectionResetError):
+        log.info("the control process is gone; ending")
+    finally:
+        link.close()
+
+
+def main() -> None:
+    """Entry point of the process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.freeze()
+    trio.run(serve, socket.socket(fileno=LINK_FD))
+
+
+if __name__ == "__main__":
+    main()
