@@ -33,7 +33,7 @@ class Story:
         print(textwrap.fill(text, 110, initial_indent="   ", subsequent_indent="   "), flush=True)
 
     def show(self, where: Node | Pod | None, *argv: str, quiet: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command in a pod, on a node, or (None) `meshctl`; print it as a reader would type it, and what it says."""
+        """Run a command in a pod, on a node, or (None) `meshctl`; print it as typed, and what it says."""
         bed = self.bed
         if isinstance(where, Pod):
             typed, argv_there, environment = f"exec {where.name} --", bed.enter(where, list(argv)), {}
