@@ -80,7 +80,10 @@ class _Compiled(NamedTuple):
 
     def first_match(self, facts: Facts) -> int:
         """The index of the first rule that matches, or -1."""
-        return next((index for index, matches in self.rules if matches(facts)), -1)
+        for index, matches in self.rules:
+            if matches(facts):
+                return index
+        return -1
 
 
 @final
