@@ -1,0 +1,117 @@
+"""What enrolment needs of network namespaces and of `redirect`, as one object that a test can replace."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import TypeVar
+
+from mesh.model import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT
+from noded.control.failure import Conflict, Failure, Invalid
+from noded.control.records import NamespaceId
+from redirect import thread
+from redirect.capture import Capture, CaptureError, new_mark
+from redirect.netns import NamespaceError, addresses, inside, listener, open_netns
+
+PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
+"""In the order that `link.WorkloadUp` wants."""
+_SO_NETNS_COOKIE = 71
+_T = TypeVar("_T")
+
+
+class CaptureFailed(Failure):
+    """The rules of a workload could not be written, read or removed."""
+
+    status = 500
+
+
+class Namespaces:
+    """Network namespaces by descriptor. Rules are worked on by a thread of `redirect`; the rest takes microseconds."""
+
+    def open(self, path: str) -> int:
+        """A descriptor, which the caller closes. Raises `Invalid`, also for the namespace that this process is in."""
+        try:
+            fd = open_netns(path)
+        except NamespaceError as error:
+            raise Invalid(str(error), "give the path of the workload's network namespace") from error
+        own, there = os.stat("/proc/self/ns/net"), os.fstat(fd)
+        if (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino):
+            os.close(fd)
+            raise Invalid(
+                f"{path} is the namespace that noded itself runs in, whose traffic can't be captured",
+                "give the namespace of one workload",
+            )
+        return fd
+
+    def identify(self, fd: int) -> NamespaceId:
+        """Which namespace it is."""
+        there, cookie = os.fstat(fd), 0
+        with inside(fd), socket.socket(socket.AF_UNIX) as sock:
+            try:
+                (cookie,) = struct.unpack("Q", sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+            except OSError:  # before Linux 5.14
+                pass
+        return NamespaceId(there.st_dev, there.st_ino, cookie)
+
+    def vanished(self, path: str, known: NamespaceId) -> bool:
+        """Whether `path` no longer leads to that namespace. Our own descriptors keep a dead one in existence."""
+        try:
+            there = os.stat(path)
+        except OSError:
+            return True
+        return (there.st_dev, there.st_ino) != (known.device, known.inode)
+
+    def addresses(self, fd: int) -> tuple[str, ...]:
+        """Its addresses of global scope, IPv4 first."""
+        try:
+            return addresses(fd)
+        except (NamespaceError, OSError) as error:
+            raise CaptureFailed(
+                f"addresses of the namespace can't be read: {error}", "name them in the request"
+            ) from error
+
+    def listeners(self, fd: int, workers: int) -> list[list[socket.socket]]:
+        """For each worker, listeners on `PORTS`. The caller closes them."""
+        made: list[list[socket.socket]] = []
+        try:
+            for _ in range(workers):
+                made.append([])
+                for port in PORTS:
+                    made[-1].append(listener(fd, port))
+        except (NamespaceError, OSError) as error:
+            for sock in (sock for row in made for sock in row):
+                sock.close()
+            raise Conflict(
+                f"no listener on port {port} in the workload's namespace: {error}",
+                f"find what listens there (`ss -ltnp` inside); ports {', '.join(map(str, PORTS))} are the proxy's",
+            ) from error
+        return made
+
+    def new_mark(self) -> int:
+        """A random mark for the proxy's own sockets in one namespace."""
+        return new_mark()
+
+    async def apply(self, fd: int, mark: int) -> None:
+        """Capture connections that begin from now on. May be repeated. Raises `CaptureFailed`, as the others do."""
+        await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).apply)
+
+    async def verify(self, fd: int, mark: int) -> list[str]:
+        """How the rules differ from what they should be."""
+        return await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).verify)
+
+    async def undo_syn(self, fd: int, mark: int) -> None:
+        """Capture no new connection."""
+        await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).undo_syn)
+
+    async def undo(self, fd: int, mark: int) -> None:
+        """Leave nothing."""
+        await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).undo)
+
+
+async def _on_thread(method: Callable[[], _T]) -> _T:
+    try:
+        return await thread.run(method)
+    except CaptureError as error:
+        raise CaptureFailed(str(error), "see the log; `nodectl capture --verify` shows what is there") from error

@@ -1,0 +1,366 @@
+"""The worker processes: kept alive, and kept told of everything that a worker has to know.
+
+The desired state (configuration, snapshot, workloads with their listeners, certificates) is held here. A change is
+recorded and queued for each live worker without awaiting anything in between, and a worker that (re)starts gets the
+whole state queued in the same way, so none can miss a change or see two in the wrong order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import trio
+
+from mesh.codec import DecodeError
+from mesh.snapshot import Snapshot
+from mesh.sync import Update
+from noded import link
+from noded.config import Config
+from noded.control.process import COMMAND, Process
+
+_log = logging.getLogger(__name__)
+_FIRST_RETRY, _LAST_RETRY, _STABLE = 0.1, 10.0, 30.0
+_MAX_QUEUE = 50_000  # messages; a worker this far behind is stuck
+
+
+@dataclass(slots=True)
+class _Local:
+    up: link.WorkloadUp
+    netns: int
+    listeners: list[list[socket.socket]]
+    """For each worker: 15001, 15006, 15008."""
+
+    def close(self) -> None:
+        os.close(self.netns)
+        for worker in self.listeners:
+            for sock in worker:
+                sock.close()
+
+
+@dataclass(slots=True)
+class Worker:
+    """What is known of one running worker."""
+
+    process: Process
+    configured: bool = False
+    ready: set[str] = field(default_factory=set)
+    present: set[str] = field(default_factory=set)
+    """Workloads that it was told of and has not yet said are gone."""
+    unapplied: int = 0
+    """Updates sent and not yet answered."""
+    totals: dict[str, int] = field(default_factory=dict)
+    queue: deque[tuple[object, list[int]]] = field(default_factory=deque)
+    queued: trio.Event = field(default_factory=trio.Event)
+    answers: dict[int, bytes] = field(default_factory=dict)
+
+    def post(self, message: object, fds: Sequence[int] = ()) -> None:
+        """Queue one message with duplicates of `fds`."""
+        if len(self.queue) >= _MAX_QUEUE:
+            self.process.kill()
+            return
+        self.queue.append((message, [os.dup(fd) for fd in fds]))
+        self.queued.set()
+
+
+@dataclass(slots=True)
+class _Slot:
+    index: int
+    worker: Worker | None = None
+    restarts: int = 0
+
+
+class Workers:
+    """All workers. `on_counts(index, counts)` gets what they report, and `on_end(index)` that one has ended."""
+
+    def __init__(
+        self,
+        config: Config,
+        on_counts: Callable[[int, link.Counts], None],
+        on_end: Callable[[int], None],
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._config, self._on_counts, self._on_end, self._command = config, on_counts, on_end, command
+        self.count = config.workers or len(os.sched_getaffinity(0))
+        self.log_level = config.log_level
+        self.draining = False
+        self._slots = [_Slot(index) for index in range(self.count)]
+        self._snapshot: Snapshot | None = None
+        self._locals: dict[str, _Local] = {}
+        self._certificates: dict[str, link.Certificate] = {}
+        self._changed = trio.Event()
+        self._requests = 0
+
+    # Desired state: none of these waits.
+
+    def start_with(self, snapshot: Snapshot) -> None:
+        """The snapshot that the first workers get; before `run`."""
+        self._snapshot = snapshot
+
+    def update(self, update: Update, snapshot: Snapshot) -> None:
+        """`snapshot` is in force; `update` is what led to it from the one before."""
+        self._snapshot = snapshot
+        for worker in self._live():
+            worker.unapplied += 1
+            worker.post(link.MeshUpdate(update))
+        self._notify()
+
+    def workload_up(self, up: link.WorkloadUp, netns: int, listeners: list[list[socket.socket]]) -> None:
+        """A new local workload. Takes ownership of `netns` and the listeners, three for each worker."""
+        local = self._locals[up.workload.uid] = _Local(up, netns, listeners)
+        for slot in self._slots:
+            if slot.worker is not None:
+                self._post_local(slot.worker, slot.index, local)
+
+    def relabel(self, up: link.WorkloadUp) -> None:
+        """Its labels or service account changed."""
+        self._locals[up.workload.uid].up = up
+        for worker in self._live():
+            worker.post(up)
+
+    def workload_down(self, uid: str, drain_seconds: float) -> None:
+        """Stop accepting for it; close what `workload_up` took."""
+        local = self._locals.pop(uid, None)
+        if local is not None:
+            local.close()
+            for worker in self._live():
+                worker.ready.discard(uid)
+                worker.post(link.WorkloadDown(uid, drain_seconds))
+
+    def certificate(self, message: link.Certificate) -> None:
+        """A workload's newest certificate."""
+        self._certificates[message.uid] = message
+        for worker in self._live():
+            if message.uid in worker.present:
+                worker.post(message)
+
+    def forget_certificate(self, uid: str) -> None:
+        """A workload that is down will not come back with it."""
+        self._certificates.pop(uid, None)
+
+    def has(self, uid: str) -> bool:
+        """Whether `workload_up` was called for it."""
+        return uid in self._locals
+
+    def set_log_level(self, level: str) -> None:
+        """For all workers, also later ones."""
+        self.log_level = level
+        for worker in self._live():
+            worker.post(link.SetLogLevel(level))
+
+    # Waiting for it to be reached. Each returns whether it was within `seconds`.
+
+    async def until_up(self, seconds: float) -> bool:
+        """All workers have started."""
+        return await self._until(lambda: self.up, seconds)
+
+    async def until_ready(self, uid: str, seconds: float) -> bool:
+        """All workers accept for this workload."""
+        return await self._until(lambda: all(s.worker and uid in s.worker.ready for s in self._slots), seconds)
+
+    async def until_gone(self, uid: str, seconds: float) -> bool:
+        """No worker has a connection of this workload left."""
+        return await self._until(lambda: not any(uid in w.present for w in self._live()), seconds)
+
+    async def until_applied(self, seconds: float = math.inf) -> bool:
+        """All workers have applied every update."""
+        return await self._until(lambda: self.applied, seconds)
+
+    async def until_change(self) -> None:
+        """Some worker has said or become something."""
+        await self._changed.wait()
+
+    @property
+    def up(self) -> bool:
+        """All workers run and are configured."""
+        return all(slot.worker is not None and slot.worker.configured for slot in self._slots)
+
+    @property
+    def applied(self) -> bool:
+        """All workers run and hold the newest snapshot."""
+        return self.up and all(slot.worker is not None and not slot.worker.unapplied for slot in self._slots)
+
+    async def query(self, what: str, seconds: float = 2.0) -> list[dict[str, Any]]:
+        """Rows of all live workers, each with its `worker` index; those that don't answer in time are left out."""
+        self._requests += 1
+        request = self._requests
+        asked = [(slot.index, slot.worker) for slot in self._slots if slot.worker is not None]
+        for _, worker in asked:
+            worker.post(link.Query(request, what))
+        await self._until(lambda: all(request in w.answers or not self._is_live(w) for _, w in asked), seconds)
+        rows: list[dict[str, Any]] = []
+        for index, worker in asked:
+            for row in msgpack.unpackb(worker.answers.pop(request, b"\x90"), strict_map_key=False):
+                rows.append({**row, "worker": index})
+        return rows
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For `GET /status`."""
+        return [self._row(slot) for slot in self._slots]
+
+    def _row(self, slot: _Slot) -> dict[str, Any]:
+        totals = slot.worker.totals if slot.worker else {}
+        return {
+            "index": slot.index,
+            "pid": slot.worker.process.pid if slot.worker else 0,
+            "connections": totals.get("open_connections", 0),
+            "tunnels": totals.get("tunnels", 0),
+            "restarts": slot.restarts,
+        }
+
+    # The processes.
+
+    async def run(self) -> None:
+        """Keep all workers running until cancelled; they are killed then."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for slot in self._slots:
+                    nursery.start_soon(self._keep, slot)
+        finally:
+            for local in self._locals.values():
+                local.close()
+            self._locals.clear()
+
+    async def drain(self, seconds: float) -> None:
+        """Have all workers finish and end; wait for that at most a little longer than `seconds`.
+
+        Our own copies of the listeners are closed: from then on a new connection's SYN finds no socket and is sent
+        again by its kernel, so that it succeeds if a new daemon is there in time, where a queue would be reset.
+        """
+        self.draining = True
+        for local in self._locals.values():
+            local.close()
+        self._locals.clear()
+        for worker in self._live():
+            worker.post(link.Drain(seconds))
+        await self._until(lambda: not self._live(), seconds + 3)
+
+    async def _keep(self, slot: _Slot) -> None:
+        retry = _FIRST_RETRY
+        while not self.draining:
+            started = trio.current_time()
+            status = await self._run_one(slot)
+            self._on_end(slot.index)
+            if self.draining:
+                return
+            if trio.current_time() - started > _STABLE:
+                retry = _FIRST_RETRY
+            slot.restarts += 1
+            _log.error("worker ended; its connections are reset", extra={"worker": slot.index, "status": status})
+            await trio.sleep(retry)
+            retry = min(_LAST_RETRY, retry * 2)
+
+    async def _run_one(self, slot: _Slot) -> int:
+        try:
+            process = Process(self._command)
+        except OSError as error:
+            _log.error("worker not started", extra={"worker": slot.index, "error": str(error)})
+            return -1
+        worker = Worker(process)
+        try:
+            self._tell_all(slot, worker)
+            slot.worker = worker
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, worker)
+                nursery.start_soon(self._receive, slot.index, worker)
+                status = await process.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            slot.worker = None
+            for _, fds in worker.queue:
+                _close(fds)
+            await process.close()
+            self._notify()
+        return status
+
+    def _tell_all(self, slot: _Slot, worker: Worker) -> None:
+        c = self._config
+        worker.post(
+            link.Configure(slot.index, c.access_log, c.hold_seconds, c.connect_seconds, c.drain_seconds, self.log_level)
+        )
+        if self._snapshot is not None:
+            worker.unapplied += 1
+            worker.post(link.MeshUpdate(self._snapshot.to_update()))
+        for local in self._locals.values():
+            self._post_local(worker, slot.index, local)
+
+    def _post_local(self, worker: Worker, index: int, local: _Local) -> None:
+        uid = local.up.workload.uid
+        worker.present.add(uid)
+        worker.post(local.up, [local.netns, *(sock.fileno() for sock in local.listeners[index])])
+        if uid in self._certificates:
+            worker.post(self._certificates[uid])
+
+    async def _send(self, worker: Worker) -> None:
+        while True:
+            while worker.queue:
+                message, fds = worker.queue.popleft()
+                try:
+                    await worker.process.link.send(message, fds)
+                except OSError:
+                    return  # it has ended, or is about to; `wait` tells
+                finally:
+                    _close(fds)
+            worker.queued = trio.Event()
+            await worker.queued.wait()
+
+    async def _receive(self, index: int, worker: Worker) -> None:
+        while True:
+            try:
+                received = await worker.process.link.receive()
+            except (DecodeError, OSError) as error:
+                _log.error("bad message from worker", extra={"worker": index, "error": str(error)})
+                received = None
+            if received is None:
+                if not self.draining:
+                    worker.process.kill()  # a worker without its link is of no use
+                return
+            message, fds = received
+            _close(fds)
+            self._note(index, worker, message)
+
+    def _note(self, index: int, worker: Worker, message: object) -> None:
+        match message:
+            case link.Ready():
+                worker.configured = True
+            case link.WorkloadReady(uid):
+                worker.ready.add(uid)
+            case link.WorkloadGone(uid):
+                worker.present.discard(uid)
+            case link.Applied():
+                worker.unapplied = max(0, worker.unapplied - 1)
+            case link.Answer(request, rows):
+                worker.answers = {request: rows, **{k: v for k, v in worker.answers.items() if k > request - 16}}
+            case link.Counts() as counts:
+                worker.totals = counts.totals
+                self._on_counts(index, counts)
+                return
+        self._notify()
+
+    def _live(self) -> list[Worker]:
+        return [slot.worker for slot in self._slots if slot.worker is not None]
+
+    def _is_live(self, worker: Worker) -> bool:
+        return any(slot.worker is worker for slot in self._slots)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _until(self, reached: Callable[[], bool], seconds: float) -> bool:
+        with trio.move_on_after(seconds):
+            while not reached():
+                await self._changed.wait()
+        return reached()
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

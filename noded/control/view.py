@@ -1,0 +1,145 @@
+"""What the control process knows, as the JSON that docs/reference/http-api.md promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mesh.model import Enrolment, PeerAuth, Policy
+from noded.config import Config
+from noded.control import metrics
+from noded.control.certs import Certificates
+from noded.control.enrolment import Enrolments, Local
+from noded.control.state import State
+from noded.control.supervise import Workers
+from noded.control.syncer import Syncer
+from noded.control.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The objects that the composition root has built and that the admin API is about."""
+
+    config: Config
+    version: str
+    started: float
+    """Unix seconds."""
+    state: State
+    workers: Workers
+    certs: Certificates
+    syncer: Syncer
+    enrolments: Enrolments
+    telemetry: Telemetry
+    drain: Callable[[float], None]
+    """Have the daemon stop, its connections given so many seconds."""
+
+
+def plain(value: Any) -> Any:
+    """A dataclass of `mesh.model` as JSON-able values."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value
+
+
+def status(parts: Parts) -> dict[str, Any]:
+    """`GET /status`."""
+    config, snapshot, controller = parts.config, parts.state.snapshot, parts.syncer.status
+    return {
+        "node": config.node,
+        "version": parts.version,
+        "pid": os.getpid(),
+        "uptime_seconds": time.time() - parts.started,
+        "controller": {
+            "address": config.as_json()["controller"]["address"],
+            "connected": controller.connected,
+            "since": controller.since,
+            "last_error": controller.last_error,
+        },
+        "snapshot": {
+            "epoch": snapshot.epoch,
+            "revision": snapshot.revision,
+            "workloads": len(snapshot.workloads),
+            "services": len(snapshot.services),
+            "policies": len(snapshot.policies) + len(snapshot.peer_auths),
+            "age_seconds": time.time() - parts.state.applied_at if snapshot.ready else None,
+        },
+        "workers": parts.workers.rows(),
+        "workloads": len(parts.enrolments),
+        "draining": parts.workers.draining,
+        "log_level": parts.workers.log_level,
+        "access_log": config.access_log,
+    }
+
+
+async def workloads(parts: Parts) -> list[dict[str, Any]]:
+    """`GET /workloads`."""
+    connections: dict[str, int] = {}
+    for row in await parts.workers.query("connections"):
+        connections[row["workload"]] = connections.get(row["workload"], 0) + 1
+    return [workload(parts, local, connections.get(local.uid, 0)) for local in parts.enrolments]
+
+
+def workload(parts: Parts, local: Local, connections: int = 0) -> dict[str, Any]:
+    """One local workload."""
+    enrolment = local.record.workload
+    certificate = parts.certs.state(local.uid)
+    return {
+        **plain(enrolment),
+        "uid": local.uid,
+        "netns": local.record.netns,
+        "state": local.state.value,
+        "reason": local.reason,
+        "certificate": "none" if certificate == "expired" else certificate,
+        "connections": connections,
+    }
+
+
+def policies(parts: Parts) -> list[dict[str, Any]]:
+    """`GET /mesh/policies`."""
+    snapshot = parts.state.snapshot
+    everything: tuple[Policy | PeerAuth, ...] = (*snapshot.policies, *snapshot.peer_auths)
+    rows = []
+    for policy in everything:
+        kind = "AuthorizationPolicy" if isinstance(policy, Policy) else "PeerAuthentication"
+        applies_to = [
+            local.uid
+            for local in parts.enrolments
+            if _applies(policy, local.record.workload, snapshot.config.root_namespace)
+        ]
+        rows.append({"kind": kind, **plain(policy), "applies_to": applies_to})
+    return rows
+
+
+def _applies(policy: Policy | PeerAuth, workload: Enrolment, root_namespace: str) -> bool:
+    if isinstance(policy, PeerAuth) and policy.namespace == root_namespace and policy.selector:
+        return False  # as in Istio: in the root namespace it is for the whole mesh or for nobody
+    in_reach = policy.namespace in (workload.namespace, root_namespace)
+    return in_reach and policy.selector.items() <= workload.labels.items()
+
+
+def gauges(parts: Parts) -> metrics.Gauges:
+    """What `GET /metrics` shows of the daemon itself."""
+    states: dict[str, int] = {}
+    for local in parts.enrolments:
+        states[local.state.value] = states.get(local.state.value, 0) + 1
+    return metrics.Gauges(
+        version=parts.version,
+        node=parts.config.node,
+        workloads=states,
+        revision=parts.state.snapshot.revision,
+        snapshot_at=parts.state.applied_at,
+        connected=parts.syncer.status.connected,
+        restarts={row["index"]: row["restarts"] for row in parts.workers.rows()},
+        certificates={row["uid"]: row["not_after"] for row in parts.certs.rows() if row["not_after"]},
+    )
