@@ -48,7 +48,7 @@ def baggage(workload: Workload, cluster: str) -> bytes:
 
 
 def connect(address: str, port: int, source: str, traceparent: str, baggage_field: bytes) -> bytes:
-    """The header block of a CONNECT to `address:port` for a client at `source` (`ip:port`)."""
+    """The header block of a CONNECT to `address:port` for a client at `source` (as `format_address` writes it)."""
     return b"".join(
         (
             _CONNECT,
@@ -66,6 +66,8 @@ class Request:
 
     address: str
     port: int
+    source: tuple[str, int] | None
+    """What `forwarded` says of the client, if it can be read. To be believed only where the address fits the tunnel."""
     baggage: str
     traceparent: str
 
@@ -89,9 +91,19 @@ def parse_connect(fields: Fields) -> Request | str:
     return Request(
         address,
         port,
+        _forwarded(values.get(b"forwarded", b"")),
         values.get(b"baggage", b"").decode("latin-1"),
         values.get(b"traceparent", b"").decode("latin-1"),
     )
+
+
+def _forwarded(value: bytes) -> tuple[str, int] | None:
+    """RFC 7239: `for="ip:port"`."""
+    name, _, text = value.partition(b"=")
+    try:
+        return parse_address(text.strip(b'"').decode("ascii")) if name.lower() == b"for" else None
+    except ValueError:
+        return None
 
 
 def parse_status(fields: Fields) -> int:

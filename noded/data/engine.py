@@ -6,7 +6,7 @@ A trio task a socket costs 10-30 µs a wake-up; a callback here costs 1. trio an
   yields to trio when trio has I/O, after a callback that woke a trio task (`engine.woken`), and every 10 ms for trio's
   deadlines. This is as fast as having no trio at all.
 - Idle, after 10 ms without an event, or where trio's descriptor (which has no public name) cannot be had: the task
-  waits for the engine's epoll with `trio.lowlevel.wait_readable`, so that an idle process sleeps. The first event after that
+  waits for the engine's epoll with `trio.lowlevel.wait_readable`, so that an idle process sleeps. The next event then
   costs one trio wake-up.
 
 The two descriptors cannot watch each other at once (the kernel refuses the cycle), so trio's is taken out while idle.
@@ -41,7 +41,7 @@ class Flushable(Protocol):
     """Something that gathers output during a turn."""
 
     def flush(self) -> None:
-        """Write what was gathered. Called once at the end of a turn in which `Engine.dirty` was given this object."""
+        """Write what was gathered. Called once at the end of a turn in which this object was given to `Engine.mark`."""
 
 
 def trio_epoll_fd() -> int | None:
@@ -61,8 +61,8 @@ class Engine:
         self._nursery = nursery
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
-        self.dirty: set[Flushable] = set()
-        """Add whatever has gathered output; `flush` is called once, at the end of the turn."""
+        self._dirty: set[Flushable] = set()
+        self._asleep: trio.CancelScope | None = None
         self.woken = False
         """Set when a trio task was made runnable from a callback: the engine then yields at the end of the turn."""
 
@@ -83,6 +83,22 @@ class Engine:
     def forget(self, fd: int) -> None:
         """Forget `fd`, which the caller closes right after: the kernel then drops it from the epoll by itself."""
         self._callbacks.pop(fd, None)
+
+    def mark(self, gathered: Flushable) -> None:
+        """`gathered` has output: call its `flush` once, at the end of this turn (soon, if called from a trio task)."""
+        self._dirty.add(gathered)
+        if self._asleep is not None:
+            self._asleep.cancel()
+
+    def flush(self) -> None:
+        """Flush now what was marked."""
+        dirty = self._dirty
+        while dirty:
+            gathered = dirty.pop()
+            try:
+                gathered.flush()
+            except Exception:
+                self._broken(gathered.flush)
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
         """Start a trio task from a callback."""
@@ -107,7 +123,7 @@ class Engine:
                     finally:
                         self._epoll.unregister(trio_fd)
                         del self._callbacks[trio_fd]
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                await self._sleep()
                 for _ in range(16):
                     if not self._turn(0):
                         break
@@ -126,8 +142,18 @@ class Engine:
                 self.woken = False
                 await checkpoint()
                 yielded = now()
+                if self._dirty:
+                    self.flush()
             if not busy:
                 return
+
+    async def _sleep(self) -> None:
+        """Wait for an event, or until a trio task marks something."""
+        with trio.CancelScope() as self._asleep:
+            if not self._dirty:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+        self._asleep = None
+        trio.lowlevel.notify_closing(self._epoll.fileno())  # trio would keep it registered, and so the cycle
 
     def _trio_has_something(self, _mask: int) -> None:
         self.woken = True
@@ -149,17 +175,8 @@ class Engine:
                 break
             except Exception:
                 self._broken(callback)  # and go on with the rest
-        self._flush()
+        self.flush()
         return bool(events)
-
-    def _flush(self) -> None:
-        dirty = self.dirty
-        while dirty:
-            gathered = dirty.pop()
-            try:
-                gathered.flush()
-            except Exception:
-                self._broken(gathered.flush)
 
     def _broken(self, callback: Any) -> None:
         """A bug in one connection's code must not take the others down, nor leave that one half alive."""

@@ -236,6 +236,8 @@ class InboundStream(StreamRelay):
             self.refuse(hbone.BAD_REQUEST, "DPE", request)
             return
         flow.destination, flow.port = flow.target, flow.target_port = request.address, request.port
+        if request.source is not None and request.source[0] == flow.client:
+            flow.client_port = request.source[1]
         if request.port in PROXY_PORTS:
             self.refuse(hbone.BAD_REQUEST, "DPE", "one of the proxy's own ports: it would loop")
         elif request.address not in local.workload.addresses:
@@ -278,7 +280,7 @@ class InboundStream(StreamRelay):
         else:
             self.flow.establish()
             self.connection.send_headers(self, hbone.OK)
-            self.engine.dirty.add(self.tunnel)
+            self.engine.mark(self.tunnel)
             self.join(sock)
 
     def on_data(self, data: memoryview) -> int:
@@ -315,5 +317,5 @@ class InboundStream(StreamRelay):
         self.connection.send_headers(self, block, end=True)
         if self.connection.streams.get(self.stream_id) is self:
             self.connection.reset(self, ErrorCode.NO_ERROR)
-        self.engine.dirty.add(self.tunnel)
+        self.engine.mark(self.tunnel)
         self.flow.finish(flags, reason)

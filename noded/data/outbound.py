@@ -152,7 +152,7 @@ class OutboundStream(StreamRelay):
         source = hbone.format_address(flow.client, flow.client_port)
         block = hbone.connect(self.address, self._port, source, trace, self._local.baggage)
         tunnel.connection.open(self, block)
-        self.engine.dirty.add(tunnel)
+        self.engine.mark(tunnel)
 
     def on_headers(self, fields: Fields, end: bool) -> None:
         """The peer's answer."""
@@ -166,7 +166,7 @@ class OutboundStream(StreamRelay):
         if status != 200 or end:
             flags, reason = _REFUSALS.get(status, ("UF", f"the peer answered {status}"))
             self.connection.reset(self, ErrorCode.CANCEL)
-            self.engine.dirty.add(self.tunnel)
+            self.engine.mark(self.tunnel)
             self.fail(flags, reason)
             return
         self.established = True
@@ -212,5 +212,5 @@ class OutboundStream(StreamRelay):
         else:
             if hasattr(self, "tunnel"):
                 self.connection.reset(self, ErrorCode.CANCEL)
-                self.engine.dirty.add(self.tunnel)
+                self.engine.mark(self.tunnel)
             self.fail(flags, reason)

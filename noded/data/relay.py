@@ -108,7 +108,7 @@ class StreamRelay(Stream):
         if size >= _FLUSH_AT:
             tunnel.flush()
         else:
-            self.engine.dirty.add(tunnel)
+            self.engine.mark(tunnel)
             if size == _SMALL:
                 self._chunk = _LARGE
 
@@ -144,7 +144,7 @@ class StreamRelay(Stream):
     def _socket_ended(self) -> None:
         self._eof = True
         self.connection.end(self)
-        self.engine.dirty.add(self.tunnel)
+        self.engine.mark(self.tunnel)
         if self._half_closed:
             self._finish()
         else:
@@ -192,7 +192,7 @@ class StreamRelay(Stream):
         self.to_socket += sent
         del pending[:sent]
         self.connection.delivered(self, sent)
-        self.engine.dirty.add(self.tunnel)
+        self.engine.mark(self.tunnel)
         if not pending:
             self._pending = None
             self.engine.modify(self._fd, self._events())
@@ -248,7 +248,7 @@ class StreamRelay(Stream):
             return
         self.closed = True
         self.connection.reset(self, ErrorCode.CONNECT_ERROR)
-        self.engine.dirty.add(self.tunnel)
+        self.engine.mark(self.tunnel)
         self._close_socket()
         self.flow.finish(flags, reason)
 

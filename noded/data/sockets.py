@@ -57,7 +57,7 @@ class SocketMaker:
     """
 
     def __init__(self, netns: int, mark: int) -> None:
-        self._netns, self._mark = netns, mark
+        self._netns, self._mark = netns, struct.pack("=I", mark)
         self._ready: dict[tuple[int, bool], deque[socket.socket]] = {}
 
     def make(self, address: str, *, transparent: bool = False) -> socket.socket:

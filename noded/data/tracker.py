@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from mesh.authz import Denial, Permit
+from mesh.hbone import format_address
 from mesh.identity import Identity
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
 
@@ -234,9 +235,9 @@ class Tracker:
             "type": "access",
             "direction": flow.direction,
             "workload": flow.uid,
-            "source": f"{flow.client}:{flow.client_port}",
-            "destination": f"{flow.destination}:{flow.port}",
-            "target": f"{flow.target}:{flow.target_port}" if flow.target else "",
+            "source": format_address(flow.client, flow.client_port),
+            "destination": format_address(flow.destination, flow.port),
+            "target": format_address(flow.target, flow.target_port) if flow.target else "",
             "service": flow.service,
             "peer_identity": flow.peer_identity.uri if flow.peer_identity else "",
             "security": flow.security,
@@ -282,11 +283,11 @@ class Tracker:
                     "worker": index,
                     "direction": flow.direction,
                     "workload": flow.uid,
-                    "source": f"{flow.client}:{flow.client_port}",
+                    "source": format_address(flow.client, flow.client_port),
                     "source_identity": local if outbound else peer,
-                    "destination": f"{flow.destination}:{flow.port}",
+                    "destination": format_address(flow.destination, flow.port),
                     "destination_identity": peer if outbound else local,
-                    "target": f"{flow.target}:{flow.target_port}" if flow.target else "",
+                    "target": format_address(flow.target, flow.target_port) if flow.target else "",
                     "service": flow.service,
                     "via": "tunnel" if flow.security == "mutual_tls" else "plaintext",
                     "policy": flow.policy,

@@ -92,7 +92,7 @@ class Tunnel:
         self._silent = self._idle = 0
         self.received = self.sent = 0
         engine.add(self._fd, self.on_socket)
-        engine.dirty.add(self)
+        engine.mark(self)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Tunnel:
             return
         if mask & EPOLLOUT and self.blocked:
             self._write(self._unsent)
-            self._engine.dirty.add(self)
+            self._engine.mark(self)
         if mask & (EPOLLIN | EPOLLERR | EPOLLHUP) and not self.closed:
             self._read()
 
@@ -180,7 +180,7 @@ class Tunnel:
         except ssl.SSLError as error:
             self.close(f"TLS: {error}")
         if self.connection.out and not self.closed:
-            self._engine.dirty.add(self)
+            self._engine.mark(self)
 
     def _decrypt(self) -> None:
         plain, view, incoming = self._buffers.plain, self._buffers.plain_view, self._incoming
@@ -260,7 +260,7 @@ class Tunnel:
         """Take no more streams; close when the last has ended (noticed at the next tick)."""
         self.reason = self.reason or reason
         self.connection.goaway()
-        self._engine.dirty.add(self)
+        self._engine.mark(self)
         self._keeper.tunnel_closed(self)
 
     def close(self, reason: str) -> None:

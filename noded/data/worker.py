@@ -123,7 +123,7 @@ class Worker:
             for flow in self.node.tracker.of(message.uid):
                 if flow.carrier is not None:
                     flow.carrier.abort("the workload left the mesh", "DR")
-            self._flush()
+            self.engine.flush()
             for tunnel in tunnels:
                 tunnel.close("the workload left the mesh")
             local.contexts = None
@@ -134,8 +134,8 @@ class Worker:
         """Until no connection (of this workload) is left, or the time is up."""
         tracker = self.node.tracker
         with trio.move_on_after(seconds):
-            while tracker.of(uid) if uid else len(tracker):  # rare, so polled: no cost to a connection's end
-                await trio.sleep(0.1)  # noqa: ASYNC110
+            while tracker.of(uid) if uid else len(tracker):  # noqa: ASYNC110 (rare; an event would cost every end)
+                await trio.sleep(0.1)
 
     # -- the mesh -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Worker:
         for flow in self.node.tracker.live():
             if flow.carrier is not None:
                 flow.carrier.abort("the proxy is shutting down", "DR")
-        self._flush()
+        self.engine.flush()
         for tunnel in self._tunnels():
             tunnel.close("draining")
         self.node.tracker.flush_log()
@@ -183,12 +183,6 @@ class Worker:
         if what == "tunnels":
             return [tunnel.row(self.index) for tunnel in self._tunnels()]
         raise RuntimeError(f"control asked for {what}")
-
-    def _flush(self) -> None:
-        """Write what aborting has queued, outside of a turn of the engine."""
-        dirty = self.engine.dirty
-        while dirty:
-            dirty.pop().flush()
 
     async def _report(self) -> None:
         while True:
