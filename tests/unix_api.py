@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
 import socketserver
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +18,8 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
+
+import pytest
 
 Answer = tuple[int, Any]
 
@@ -70,6 +78,9 @@ def serving(path: Path, answers: dict[str, Any | Callable[[Request], Any]]) -> I
     class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         daemon_threads = True
 
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """An answer that raises is a daemon that breaks off; the default prints a traceback."""
+
     with Server(str(path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -78,3 +89,93 @@ def serving(path: Path, answers: dict[str, Any | Callable[[Request], Any]]) -> I
         finally:
             server.shutdown()
             thread.join()
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    out: str
+    err: str
+
+
+def invoke(main: Callable[[], None], capsys: pytest.CaptureFixture[str], *args: str) -> Result:
+    """Run a command line in this process, as its installed script would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    out, err = capsys.readouterr()
+    status = ended.value.code
+    return Result(status if isinstance(status, int) else 0, out, err)
+
+
+class Terminal:
+    """A command on a pseudo-terminal of its own. Use as a context manager: leaving it ends the command."""
+
+    def __init__(self, module: str, *args: str, env: dict[str, str] | None = None) -> None:
+        self._master, slave = pty.openpty()
+        code = f"from {module} import main; main()"
+        clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *args],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**clean, "TERM": "xterm", **(env or {})},
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def wait_for(self, text: str, seconds: float = 20) -> None:
+        """Read until `text` has been shown; fail if it is not in time."""
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._read(left):
+                raise AssertionError(f"{text!r} never shown; got {self.shown!r}")
+
+    def ended(self) -> int:
+        """The exit status, after everything has been read."""
+        while self._read(20):
+            pass
+        return self.process.wait(20)
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # EIO: the other end is closed
+            return False
+        self.shown += data.decode()
+        return bool(data)
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+
+
+def bash_completes(module: str, name: str, words: list[str], folder: Path) -> list[str]:
+    """What bash offers for the last of `words`, with the command's own completion script loaded."""
+    shim = folder / name
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from {module} import main; main()" "$@"\n')
+    shim.chmod(0o755)
+    script = (
+        f'source <({name} completion bash); COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+        f'_{name}_completion {name}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", name, *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout.split()
