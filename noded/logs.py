@@ -42,5 +42,5 @@ def start(level: str) -> None:
 def set_level(level: str) -> None:
     """Change the level at run time."""
     logging.getLogger().setLevel(level.upper())
-    for noisy in ("pyroute2", "hypercorn.access"):
+    for noisy in ("pyroute2", "hypercorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

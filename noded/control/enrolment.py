@@ -128,6 +128,7 @@ class Enrolments:
                             f"{uid} is enrolled with another namespace, {known.record.netns}", f"remove {uid} first"
                         )
                     self._release(known)
+                    await self._workers.until_gone(uid, _WORKERS_SECONDS)
                 return await self._enrol(record, netns, known)
             finally:
                 os.close(netns)
