@@ -15,6 +15,7 @@ from types import FrameType
 from bench import figures, load, paths, usage
 from bench.figures import Results, Run, Series
 from bench.paths import Proxied
+from redirect.capture import CaptureError
 
 CONNECTIONS = (1, 64)
 _CONNECTING = 64
@@ -41,7 +42,8 @@ def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path)
 
     for path in opened:
         say(f"warming up {path.name}")
-        wrk(path, max(CONNECTIONS), length=1)
+        for count in CONNECTIONS:  # one first: then there is one tunnel, and the others share it
+            wrk(path, count, length=1)
     for number in range(rounds):
         turn = number % len(opened)
         order = opened[turn:] + opened[:turn]
@@ -120,7 +122,7 @@ def main() -> int:
             say(f"bringing up a testbed with the paths {', '.join(options.paths)}")
             with paths.opened(options.paths, folder) as opened:
                 results = measure(opened, rounds=options.rounds, seconds=options.seconds, folder=folder)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, CaptureError) as error:
         say(f"tools/bench: {error}")
         return 1
     except KeyboardInterrupt:

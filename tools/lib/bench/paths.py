@@ -18,7 +18,7 @@ from typing import Any
 
 from bench import envoy, load, usage
 from bench.certificates import Authority
-from redirect import Capture
+from redirect.capture import Capture, new_mark
 
 NAMES = ("nodemesh", "envoy", "direct")
 TESTBED = Path(__file__).resolve().parents[2] / "testbed"
@@ -110,9 +110,8 @@ def _envoys(stack: contextlib.ExitStack, client: str, server: str, folder: Path)
         ("client", client, "server", envoy.client),
         ("server", server, "client", envoy.server),
     ):
-        mark = secrets.randbits(32) | 1
-        capture = Capture(f"/run/netns/{netns}", mark)
-        capture.apply()
+        mark = new_mark()
+        Capture(f"/run/netns/{netns}", mark).apply()
         configuration = configure(
             authority.issue(side, identities[side]),
             mark=mark,
