@@ -243,6 +243,8 @@ class Connection:
         streams = self.streams
         if self._preface_left:
             at = self._preface(bytes(view[: min(end, len(f.PREFACE))]))
+            if not at:
+                return 0
         while True:
             if self._data_left or self._skip:
                 if at == end:
@@ -539,7 +541,9 @@ class Connection:
         self._owner.on_goaway(int.from_bytes(payload[4:8], "big"))
 
     def _on_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 5 or not stream_id:
+        if not stream_id:
+            raise self._failed(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        if len(payload) != 5:
             raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY")
         self._nuisances()
 

@@ -101,9 +101,15 @@ class Engine:
                 self._broken(gathered.flush)
 
     def spawn(self, function: Callable[..., Awaitable[Any]], *args: Any) -> None:
-        """Start a trio task from a callback."""
-        self._nursery.start_soon(function, *args)
+        """Start a trio task from a callback. It must clean up after itself, whatever it raises."""
+        self._nursery.start_soon(self._guard, function, args)
         self.woken = True
+
+    async def _guard(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        try:
+            await function(*args)
+        except Exception:
+            log.exception("bug: a connection's task raised")
 
     def wake(self, event: trio.Event) -> None:
         """Set a trio event from a callback."""

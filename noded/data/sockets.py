@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import struct
 from collections import deque
 
-from redirect.netns import inside
+from redirect.netns import NamespaceError, inside
 
 _SO_MARK = 36
 _IP_BIND_ADDRESS_NO_PORT = 24
@@ -68,11 +69,14 @@ class SocketMaker:
         key = (socket.AF_INET6 if ":" in address else socket.AF_INET, transparent)
         ready = self._ready.setdefault(key, deque())
         if not ready:
-            with inside(self._netns):
-                ready.extend(
-                    socket.socket(key[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-                    for _ in range(_BATCH)
-                )
+            try:
+                with inside(self._netns):
+                    ready.extend(
+                        socket.socket(key[0], socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+                        for _ in range(_BATCH)
+                    )
+            except NamespaceError as error:
+                raise OSError(errno.ENONET, str(error)) from error
             for sock in ready:
                 self._prepare(sock, *key)
         return ready.popleft()

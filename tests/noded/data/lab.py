@@ -6,7 +6,6 @@ Each pod has a worker of its own, as if each were on a node of its own.
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import os
 import secrets
 import socket
@@ -102,7 +101,7 @@ class Pod:
     def identity(self) -> str:
         return f"spiffe://{TRUST_DOMAIN}/ns/{self.namespace}/sa/{self.name}"
 
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def open(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A blocking socket inside the pod."""
         with inside(self.netns_fd):
             sock = socket.socket(family, kind)
@@ -110,7 +109,7 @@ class Pod:
         return sock
 
     def connect(self, address: str, port: int) -> socket.socket:
-        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
         try:
             sock.connect((address, port))
         except BaseException:
@@ -176,7 +175,7 @@ class Lab:
         ours, theirs = socket.socketpair()
         pod.log = self.folder / f"{pod.name}.log"
         with pod.log.open("wb") as log:
-            pod.process = subprocess.Popen(
+            pod.process = subprocess.Popen(  # noqa: ASYNC220 (returns at once; trio would tie it to a nursery)
                 [sys.executable, "-c", _START.format(fd=theirs.fileno())],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
             )  # fmt: skip
@@ -266,7 +265,7 @@ async def lab(folder: Path) -> AsyncIterator[Lab]:
 @contextmanager
 def server(pod: Pod, port: int, handle: Any, *, address: str = "0.0.0.0", backlog: int = 512) -> Iterator[list[Any]]:
     """Serve inside the pod: `handle(connection)` in a thread for each. Yields the clients' addresses as they come."""
-    sock = pod.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock = pod.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((address, port))
     sock.listen(backlog)

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -40,7 +41,7 @@ async def test_a_request_crosses_the_mesh_and_the_server_sees_the_clients_addres
     client, web = pair.pods["client"], pair.pods["web"]
     with server(web, 8080, echo) as seen:
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with client.connect(VIP, 80) as sock:
                 sock.sendall(b"hello")
                 sock.shutdown(socket.SHUT_WR)
@@ -61,7 +62,7 @@ async def test_ipv6_crosses_too(pair: Lab) -> None:
     client, web = pair.pods["client"], pair.pods["web"]
     with server(web, 8080, echo, address="::") as seen:
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with client.connect(web.address6, 8080) as sock:
                 sock.sendall(b"six")
                 sock.shutdown(socket.SHUT_WR)
@@ -94,7 +95,7 @@ async def test_a_stalled_reader_does_not_stop_another_connection_in_the_same_tun
         stalled = await trio.to_thread.run_sync(client.connect, VIP, 80)
         await trio.sleep(0.5)
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with client.connect(web.address, 8081) as sock:
                 sock.sendall(b"still here")
                 sock.shutdown(socket.SHUT_WR)
@@ -117,7 +118,7 @@ async def test_a_server_may_speak_first_and_half_close_works_each_way(pair: Lab)
     done: list[bool] = []
     with server(web, 25, greet):
 
-        def talk() -> bytes:
+        def talk() -> Any:
             with client.connect(web.address, 25) as sock:
                 greeting = read_all(sock)
                 sock.sendall(b"late words")
@@ -169,7 +170,7 @@ async def test_a_reset_on_one_side_is_a_reset_on_the_other(pair: Lab, who: str) 
 async def test_nobody_listening_is_a_reset_with_the_reason_in_the_log(pair: Lab) -> None:
     client, web = pair.pods["client"], pair.pods["web"]
 
-    def ask() -> bytes:
+    def ask() -> Any:
         with client.connect(VIP, 80) as sock:
             return sock.recv(1)
 
@@ -193,7 +194,7 @@ async def test_a_deny_policy_resets_live_connections_and_new_ones(pair: Lab) -> 
             await trio.to_thread.run_sync(live.recv, 1)
         live.close()
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with client.connect(VIP, 80) as sock:
                 return sock.recv(1)
 
@@ -208,7 +209,7 @@ async def test_plaintext_from_outside_is_let_in_until_mutual_tls_is_strict(pair:
     outsider, web = pair.pods["outsider"], pair.pods["web"]
     with server(web, 8080, echo) as seen:
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with outsider.connect(web.address, 8080) as sock:
                 sock.sendall(b"plain")
                 sock.shutdown(socket.SHUT_WR)
@@ -226,7 +227,7 @@ async def test_plaintext_goes_out_to_a_workload_outside_the_mesh(pair: Lab) -> N
     client, outsider = pair.pods["client"], pair.pods["outsider"]
     with server(outsider, 9000, echo) as seen:
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with client.connect(outsider.address, 9000) as sock:
                 sock.sendall(b"plain")
                 sock.shutdown(socket.SHUT_WR)
@@ -240,7 +241,7 @@ async def test_a_pod_reaches_itself_through_its_service(pair: Lab) -> None:
     web = pair.pods["web"]
     with server(web, 8080, echo) as seen:
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with web.connect(VIP, 80) as sock:
                 sock.sendall(b"me")
                 sock.shutdown(socket.SHUT_WR)
@@ -255,7 +256,7 @@ async def test_a_server_with_another_identity_than_the_snapshots_is_refused(pair
     await pair.certify(web, "spiffe://cluster.local/ns/shop/sa/impostor")
     with server(web, 8080, echo):
 
-        def ask() -> bytes:
+        def ask() -> Any:
             with client.connect(VIP, 80) as sock:
                 return sock.recv(1)
 
@@ -269,7 +270,7 @@ async def test_five_hundred_connections_at_once_share_tunnels(pair: Lab) -> None
     client, web = pair.pods["client"], pair.pods["web"]
     with server(web, 8080, echo, backlog=1024):
 
-        def many() -> int:
+        def many() -> Any:
             socks = [client.connect(VIP, 80) for _ in range(500)]
             for sock in socks:
                 sock.sendall(b"x")
