@@ -6,15 +6,21 @@ import logging
 import os
 import signal
 import time
+from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import version
 
 import trio
 
+from controller.api import Api
 from controller.ca import Authority
 from controller.config import Config
 from controller.enrol import Enroller
+from controller.http import serve, tcp_listener, unix_listener
 from controller.link import LinkServer, ServerTls
+from controller.metrics import Metrics
 from controller.publish import Publisher
+from controller.resources import Resources
 from controller.session import Parts
 from controller.store import Store
 from controller.telemetry import Telemetry
@@ -22,7 +28,15 @@ from controller.translate import world
 from mesh.model import MeshConfig
 
 _log = logging.getLogger(__name__)
-SOFTWARE = "nodemesh/0.1.0"
+SOFTWARE = f"nodemesh/{version('nodemesh')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The TCP ports in use, also where the configuration left the choice to the kernel."""
+
+    link: int
+    monitoring: int
 
 
 class Daemon:
@@ -45,26 +59,50 @@ class Daemon:
             connected=lambda node: self.link.connected(node),
             changed=lambda: self.publisher.touch(),
         )
-        self.publisher = Publisher(lambda: world(self.store.resources(), self.enroller.enrolled), mesh_config)
+        self.resources = Resources(
+            self.store, config.service_range, clock=self.clock, changed=lambda: self.publisher.touch()
+        )
+        self.publisher = Publisher(lambda: world(self.resources.all(), self.enroller.enrolled), mesh_config)
         self.telemetry = Telemetry(self.clock)
         parts = Parts(
             self.enroller, self.publisher, self.telemetry, lambda: self.authority.bundle, self.clock, SOFTWARE
         )
         self.link = LinkServer(parts, ServerTls(self.authority, config.advertise, self.clock))
+        self.api = Api(
+            self.store,
+            self.authority,
+            self.enroller,
+            self.resources,
+            self.publisher,
+            self.link,
+            self.telemetry,
+            Metrics(self.authority, self.enroller, self.publisher, self.link, self.telemetry),
+            self.clock,
+            config.workload_certificate_hours,
+        )
 
     def close(self) -> None:
         """Release what it holds."""
         self.store.close()
 
-    async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until SIGTERM or SIGINT; reports the port that nodes connect to once it listens."""
+    async def run(self, *, task_status: trio.TaskStatus[Ports] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until SIGTERM or SIGINT; reports the TCP ports once everything listens.
+
+        Raises `OSError` if an address cannot be had.
+        """
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.publisher.run)
                 listeners = await nursery.start(self.link.serve, self.config.listen)
-                _log.info("listening", extra={"listen": str(self.config.listen), "pid": os.getpid()})
-                task_status.started(listeners[0].socket.getsockname()[1])
+                monitoring = tcp_listener(self.config.monitoring_address)
+                ports = Ports(listeners[0].socket.getsockname()[1], monitoring.getsockname()[1])
+                await nursery.start(serve, self.api.monitoring(), monitoring)
+                path = self.config.run_dir / "controller.sock"
+                await nursery.start(serve, self.api.application(), unix_listener(path))
+                _log.info("serving", extra={"listen": str(self.config.listen), "socket": str(path), "pid": os.getpid()})
+                task_status.started(ports)
                 async for signum in signals:
                     _log.info("stopping", extra={"signal": signal.Signals(signum).name})
                     break
                 nursery.cancel_scope.cancel()
+        path.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,8 +20,9 @@ from datetime import timedelta
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.ca import Authority, CsrError, Issued, key_hash, public_key_of
+from controller.schema.names import canonical, is_label, is_subdomain
 from controller.store import Credential, Node, Store
-from controller.tokens import Scope, hash_of, is_node_name
+from controller.tokens import Scope, hash_of
 from mesh.identity import Identity, IdentityError, node_uri
 from mesh.model import Enrolment
 
@@ -31,8 +31,6 @@ _NODE_LIFE = timedelta(days=7)
 _MAX_WORKLOADS = 10_000
 _MAX_ADDRESSES = 16
 _MAX_LABELS = 64
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-_SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
 
 
 class Refusal(Exception):
@@ -91,7 +89,7 @@ class Enroller:
             raise Refusal("the join token is not known: make one with 'meshctl token create'")
         if token.expires <= now:
             raise Refusal(f"join token {token.id} has expired: make a new one with 'meshctl token create'")
-        if not is_node_name(name):
+        if not is_subdomain(name):
             raise Refusal(f"node name {name[:80]!r} is not a lower-case DNS name: correct 'node' in noded.yaml")
         if token.node not in ("", name):
             raise Refusal(f"join token {token.id} is for node {token.node!r}, not {name!r}")
@@ -211,7 +209,7 @@ class Enroller:
         """The enrolment in canonical form, if the node may have it next to `others` of its own."""
         if others >= _MAX_WORKLOADS:
             raise Refusal(f"node {node!r} has {_MAX_WORKLOADS} workloads, the most one node may have")
-        if not (_SUBDOMAIN.match(raw.name) and _LABEL.match(raw.namespace) and _SUBDOMAIN.match(raw.service_account)):
+        if not (is_subdomain(raw.name) and is_label(raw.namespace) and is_subdomain(raw.service_account)):
             raise Refusal("name, namespace and service account must be lower-case DNS names")
         try:
             Identity(self._authority.trust_domain, raw.namespace, raw.service_account)
@@ -236,18 +234,12 @@ class Enroller:
     def _addresses(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         if not 0 < len(texts) <= _MAX_ADDRESSES:
             raise Refusal(f"a workload must have between 1 and {_MAX_ADDRESSES} addresses")
-        canonical = []
+        found = []
         for text in texts:
             try:
-                address = ipaddress.ip_address(text)
-            except ValueError:
-                raise Refusal(f"{text[:80]!r} is not an IP address") from None
-            if isinstance(address, ipaddress.IPv6Address):
-                if address.scope_id:
-                    raise Refusal(f"address {address} has a scope")
-                address = address.ipv4_mapped or address
-            if address.is_loopback or address.is_unspecified or address.is_multicast or address.is_link_local:
-                raise Refusal(f"{address} cannot be a workload's address")
+                address = ipaddress.ip_address(canonical(text[:80]))
+            except ValueError as error:
+                raise Refusal(f"not a usable address: {error}") from None
             # A node that could claim any address could draw the mesh's traffic for it to itself.
             if self._ranges and not any(address in network for network in self._ranges):
                 raise Refusal(
@@ -255,8 +247,8 @@ class Enroller:
                 )
             if any(address in network for network in self._service_ranges):
                 raise Refusal(f"{address} is in the range of service addresses")
-            canonical.append(str(address))
-        return tuple(dict.fromkeys(canonical))
+            found.append(str(address))
+        return tuple(dict.fromkeys(found))
 
     def _out_of_scope(self, node: str, workload: Enrolment) -> Refusal:
         return Refusal(

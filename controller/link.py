@@ -87,6 +87,13 @@ class LinkServer:
         self.statuses: dict[str, NodeStatus] = {}
         self._live: dict[str, trio.CancelScope] = {}
         self._strangers = 0
+        self.accepted = 0
+        """Connections since the start, and those of them that were `refused`."""
+        self.refused = 0
+
+    def rejecting(self) -> int:
+        """How many connected nodes rejected what they were last sent."""
+        return sum(bool(self.statuses[node].last_nack) for node in self._live)
 
     def connected(self, node: str) -> bool:
         """Whether the node has a connection now."""
@@ -106,11 +113,13 @@ class LinkServer:
         await trio.serve_listeners(self._handle, listeners, task_status=task_status)
 
     async def _handle(self, tcp: trio.SocketStream) -> None:
+        self.accepted += 1
         peer = "unknown"
         try:
             peer = str(tcp.socket.getpeername()[0])
             await self._guarded(tcp, peer)
         except (Broken, DecodeError, Refusal) as error:
+            self.refused += 1
             _log.warning("node connection ended", extra={"peer": peer, "reason": str(error)})
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             reason = error.__cause__ or error

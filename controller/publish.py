@@ -100,6 +100,12 @@ class Publisher:
         self._log[key] = self.revision
         self._log.move_to_end(key)
 
+    async def settled(self) -> None:
+        """Wait until the current revision covers all changes announced before this call."""
+        wanted = self.touches
+        while self.covered < wanted:
+            await self._published.wait()
+
     async def newer_than(self, revision: int) -> None:
         """Wait until the current revision is not this one."""
         while self.revision == revision:

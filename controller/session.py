@@ -64,9 +64,9 @@ class NodeStatus:
     last_seen: float = 0.0
     address: str = ""
     software: str = ""
-    revision: int = 0
+    revision: int | None = None
     """Last sent."""
-    acked: int = 0
+    acked: int | None = None
     last_nack: str = ""
 
 

@@ -63,6 +63,9 @@ class Telemetry:
             edge.received += counts.received
             edge.sent += counts.sent
 
+    def __len__(self) -> int:
+        return len(self._edges)
+
     def edges(self) -> list[tuple[EdgeKey, Edge]]:
         """All of them; an edge that several nodes report (its workload has moved) is summed up."""
         summed: dict[EdgeKey, Edge] = {}

@@ -13,10 +13,10 @@ import re
 import secrets
 from dataclasses import dataclass
 
+from controller.schema.names import is_subdomain
 from controller.store import Token
 
 _PATTERN = re.compile(r"(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/(\*|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)\Z")
-_NODE = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _MAX_PATTERNS = 1000
 _MAX_TTL = 10 * 365 * 86400
 
@@ -41,24 +41,19 @@ class Scope:
         return any(pattern.partition("/")[0] in (namespace, "*") for pattern in self.allow)
 
     def __str__(self) -> str:
-        return ", ".join(self.allow)
-
-
-def is_node_name(name: str) -> bool:
-    """Whether `name` can be a node's: a DNS subdomain, in lower case."""
-    return bool(_NODE.match(name))
+        return ", ".join(self.allow) or "nothing"
 
 
 def mint(
     allow: list[str], node: str, ttl_seconds: float, uses: int, description: str, *, root_sha256: str, now: float
 ) -> tuple[str, Token]:
     """Make a token: what to give to the node, and what to store. `uses` is -1 for no limit. Raises `TokenError`."""
-    if not 0 < len(allow) <= _MAX_PATTERNS:
-        raise TokenError(f"'allow' must name between 1 and {_MAX_PATTERNS} identities, such as 'shop/*' or 'shop/web'")
+    if len(allow) > _MAX_PATTERNS:
+        raise TokenError(f"'allow' names more than {_MAX_PATTERNS} identities: use wildcards, such as 'shop/*'")
     for pattern in allow:
         if not _PATTERN.match(pattern):
             raise TokenError(f"{pattern!r} is not of the form namespace/service-account, where either may be '*'")
-    if node and not is_node_name(node):
+    if node and not is_subdomain(node):
         raise TokenError(f"node {node!r} is not a lower-case DNS name")
     if not 0 < ttl_seconds <= _MAX_TTL:
         raise TokenError(f"'ttl_seconds' must be between 1 and {_MAX_TTL}")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from controller.enrol import Enrolled
+from controller.resources import workload_addresses
+from controller.schema.meta import is_dry_run
 from controller.store import Resource
 from mesh.model import (
     Action,
@@ -31,7 +32,6 @@ _APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app
 _VERSION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 _SOURCE_HTTP = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks")
 _OPERATION_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
-DRY_RUN = "istio.io/dry-run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,7 @@ def _workloads(
         uid, spec = f"{resource.namespace}/{resource.name}", resource.body["spec"]
         if uid in found:
             continue
-        stated = [spec["address"]] if "address" in spec else spec["addresses"]
-        if addresses := tuple(address for address in stated if address not in taken):
+        if addresses := tuple(a for a in workload_addresses(resource.body) if a not in taken):
             all_labels[uid] = resource.body["metadata"].get("labels") or {}
             account, node = spec.get("serviceAccount") or "default", spec.get("node") or ""
             add(resource.name, resource.namespace, account, node, addresses, False)
@@ -136,7 +135,6 @@ def _selector(spec: Mapping[str, Any]) -> dict[str, str]:
 
 def _policy(resource: Resource) -> Policy:
     spec, namespace = resource.body.get("spec") or {}, resource.namespace
-    annotations = resource.body["metadata"].get("annotations") or {}
     return Policy(
         resource.name,
         namespace,
@@ -153,7 +151,7 @@ def _policy(resource: Resource) -> Policy:
             for rule in spec.get("rules") or ()
         ),
         _selector(spec),
-        annotations.get(DRY_RUN) == "true",
+        is_dry_run(resource.body["metadata"].get("annotations")),
     )
 
 
@@ -203,8 +201,3 @@ def _peer_auth(resource: Resource) -> PeerAuth:
 
 def _mode(mtls: Mapping[str, Any] | None) -> MtlsMode:
     return MtlsMode((mtls or {}).get("mode") or "UNSET")
-
-
-def timestamp(seconds: int) -> str:
-    """RFC 3339 in UTC, as Kubernetes writes it."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -151,7 +151,7 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
         construct = _SCALARS.get(node.tag)
-        if construct is None:
+        if construct is None or not isinstance(node, yaml.ScalarNode):
             raise self._bad(node, path, f"the tag {node.tag!r} is not supported", "write a plain value")
         try:
             return construct(node)

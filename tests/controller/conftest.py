@@ -17,8 +17,9 @@ from tests.controller.client import Credential, join
 class Running:
     """A daemon that serves, the port it serves on, and short cuts for tests."""
 
-    def __init__(self, daemon: Daemon, port: int) -> None:
-        self.daemon, self.port = daemon, port
+    def __init__(self, daemon: Daemon, port: int, monitoring: int) -> None:
+        self.daemon, self.port, self.monitoring = daemon, port, monitoring
+        self.socket = daemon.config.run_dir / "controller.sock"
 
     def token(self, *allow: str, node: str = "", ttl: float = 3600, uses: int = -1) -> str:
         text, stored = mint(
@@ -57,7 +58,7 @@ def config_in(folder: Path, **changes: object) -> Config:
 async def controller(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Running]:
     daemon = Daemon(config_in(tmp_path))
     try:
-        port = await nursery.start(daemon.run)
-        yield Running(daemon, port)
+        ports = await nursery.start(daemon.run)
+        yield Running(daemon, ports.link, ports.monitoring)
     finally:
         daemon.close()

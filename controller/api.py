@@ -1,0 +1,357 @@
+"""The HTTP API (docs/reference/http-api.md) as a Starlette application, and the small one for monitoring.
+
+Handlers run in trio's loop and never wait but for the request's body and the next publication.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from functools import wraps
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from controller import policy_check
+from controller.ca import Authority
+from controller.enrol import Enroller
+from controller.link import LinkServer
+from controller.metrics import Metrics
+from controller.publish import Publisher
+from controller.resources import Rejected, Resources, shown
+from controller.schema.manifests import KINDS, Kind, kind_named
+from controller.selector import SelectorError, parse_selector
+from controller.store import Store, Token
+from controller.telemetry import Telemetry
+from controller.tokens import TokenError, mint
+from mesh.identity import Identity
+
+_MAX_BODY = 64 * 1024 * 1024
+_DEFAULT_TTL = 3600
+
+
+class ApiError(Exception):
+    """Answered with this status, message and remedy."""
+
+    def __init__(self, status: int, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.status, self.remedy = status, remedy
+
+
+def _error(status: int, message: str, remedy: str = "") -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "remedy": remedy}}, status)
+
+
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+def _json(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Turn what a handler returns or raises into an answer; a list is wrapped in `items`."""
+
+    @wraps(handler)
+    async def answer(request: Request) -> Response:
+        try:
+            found = await handler(request)
+        except ApiError as error:
+            return _error(error.status, str(error), error.remedy)
+        except Rejected as rejected:
+            return JSONResponse({"errors": [asdict(problem) for problem in rejected.problems]}, 422)
+        return JSONResponse({"items": found} if isinstance(found, list) else found)
+
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The handlers, over the controller's parts."""
+
+    store: Store
+    authority: Authority
+    enroller: Enroller
+    resources: Resources
+    publisher: Publisher
+    link: LinkServer
+    telemetry: Telemetry
+    metrics: Metrics
+    clock: Callable[[], float]
+    workload_hours: int
+
+    def application(self) -> Starlette:
+        """All of it, for the unix socket."""
+        routes: list[tuple[str, str, Handler]] = [
+            ("POST", "/v1/apply", self._apply),
+            ("POST", "/v1/delete", self._delete),
+            ("GET", "/v1/resources/{kind}", self._list),
+            ("GET", "/v1/resources/{kind}/{namespace}/{name}", self._get),
+            ("DELETE", "/v1/resources/{kind}/{namespace}/{name}", self._delete_one),
+            ("GET", "/v1/nodes", self._nodes),
+            ("DELETE", "/v1/nodes/{name}", self._forget),
+            ("GET", "/v1/workloads", self._workloads),
+            ("GET", "/v1/services", self._services),
+            ("GET", "/v1/edges", self._edges),
+            ("GET", "/v1/policy-check", self._policy_check),
+            ("POST", "/v1/tokens", self._make_token),
+            ("GET", "/v1/tokens", self._tokens),
+            ("DELETE", "/v1/tokens/{id}", self._delete_token),
+            ("GET", "/v1/ca", self._ca),
+        ]
+        found = [Route(path, _json(handler), methods=[method]) for method, path, handler in routes]
+        return Starlette(routes=[*found, *self._monitoring()], exception_handlers=_HANDLERS)
+
+    def monitoring(self) -> Starlette:
+        """What is also on TCP: health and metrics, nothing that changes or tells much."""
+        return Starlette(routes=self._monitoring(), exception_handlers=_HANDLERS)
+
+    def _monitoring(self) -> list[Route]:
+        async def healthy(_request: Request) -> Response:
+            return JSONResponse({"status": "ok"})
+
+        async def metrics(_request: Request) -> Response:
+            return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+        return [Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics)]
+
+    # Resources
+
+    async def _apply(self, request: Request) -> Any:
+        dry_run = _flag(request, "dryRun")
+        results = self.resources.apply(await _files(request), dry_run=dry_run)
+        await self.publisher.settled()
+        return {"results": [asdict(result) for result in results]}
+
+    async def _delete(self, request: Request) -> Any:
+        results = self.resources.delete_files(await _files(request))
+        await self.publisher.settled()
+        return {"results": [asdict(result) for result in results]}
+
+    async def _list(self, request: Request) -> Any:
+        kind, namespace = _kind(request), request.query_params.get("namespace")
+        try:
+            wanted = parse_selector(request.query_params.get("selector", ""))
+        except SelectorError as error:
+            raise ApiError(400, str(error), "write it as app=web,version!=v1") from error
+        chosen = [
+            resource
+            for resource in self.resources.all()
+            if resource.kind == kind.name
+            and namespace in (None, "", resource.namespace)
+            and wanted(resource.body["metadata"].get("labels") or {})
+        ]
+        return [shown(resource) for resource in sorted(chosen, key=lambda r: r.key)]
+
+    async def _get(self, request: Request) -> Any:
+        kind, namespace, name = key = _key(request)
+        if (resource := self.resources.get(key)) is None:
+            raise ApiError(404, f"no {kind} {name} in namespace {namespace}")
+        return shown(resource)
+
+    async def _delete_one(self, request: Request) -> Any:
+        kind, namespace, name = key = _key(request)
+        if not self.resources.delete([key]):
+            raise ApiError(404, f"no {kind} {name} in namespace {namespace}")
+        await self.publisher.settled()
+        return {"kind": kind, "namespace": namespace, "name": name, "result": "deleted"}
+
+    # The mesh
+
+    async def _nodes(self, _request: Request) -> Any:
+        rows = []
+        for name, node in sorted(self.enroller.nodes.items()):
+            status = self.link.statuses.get(name)
+            rows.append(
+                {
+                    "name": name,
+                    "connected": self.link.connected(name),
+                    "since": status.since if status else node.joined,
+                    "last_seen": status.last_seen if status else None,
+                    "address": status.address if status else "",
+                    "version": status.software if status else "",
+                    "revision": status.revision if status else None,
+                    "acked_revision": status.acked if status else None,
+                    "last_nack": status.last_nack if status else "",
+                    "workloads": len(self.enroller.uids(name)),
+                    "certificate_expires": self.enroller.certificate_expires(name),
+                }
+            )
+        return rows
+
+    async def _forget(self, request: Request) -> Any:
+        name = request.path_params["name"]
+        if not self.enroller.forget(name):
+            raise ApiError(404, f"no node {name}")
+        self.link.disconnect(name)
+        await self.publisher.settled()
+        return {"name": name, "result": "forgotten"}
+
+    async def _workloads(self, _request: Request) -> Any:
+        world, trust_domain = self.publisher.world, self.authority.trust_domain
+        return [
+            {
+                **asdict(workload),
+                "labels": dict(world.labels[uid]),
+                "identity": Identity(trust_domain, workload.namespace, workload.service_account).uri,
+            }
+            for uid, workload in sorted(world.workloads.items())
+        ]
+
+    async def _services(self, _request: Request) -> Any:
+        services = self.publisher.world.services
+        return [{**asdict(service), "hostname": service.hostname} for _key, service in sorted(services.items())]
+
+    async def _edges(self, _request: Request) -> Any:
+        return [
+            {
+                **asdict(key),
+                **asdict(edge),
+                "open": max(edge.opened - edge.closed, 0),
+            }
+            for key, edge in self.telemetry.edges()
+        ]
+
+    async def _policy_check(self, request: Request) -> Any:
+        given = request.query_params
+        for name in ("from", "to"):
+            if not given.get(name):
+                raise ApiError(400, f"the parameter {name!r} is missing", "from=ns/sa&to=ns/service:port")
+        try:
+            found = policy_check.check(
+                self.publisher.world, self.publisher.config, given["from"], given["to"], given.get("address", "")
+            )
+        except policy_check.CheckError as error:
+            raise ApiError(404 if error.missing else 400, str(error), error.remedy) from error
+        return [asdict(answer) for answer in found]
+
+    # Joining
+
+    async def _make_token(self, request: Request) -> Any:
+        body = await _body(request)
+        known: dict[str, tuple[type, Any]] = {
+            "allow": (list, None),
+            "node": (str, ""),
+            "ttl_seconds": (int, _DEFAULT_TTL),
+            "uses": (int, -1),
+            "description": (str, ""),
+        }
+        if unknown := body.keys() - known.keys():
+            raise ApiError(400, f"unknown field {sorted(unknown)[0]!r}", f"known: {', '.join(known)}")
+        given = {name: default if body.get(name) is None else body[name] for name, (_type, default) in known.items()}
+        for name, (of, _default) in known.items():
+            if type(given[name]) is not of:
+                raise ApiError(400, f"{name!r} must be a {of.__name__}")
+        if not all(isinstance(pattern, str) for pattern in given["allow"]):
+            raise ApiError(400, "'allow' must hold texts", "such as shop/web or shop/*")
+        try:
+            text, stored = mint(**given, root_sha256=self.authority.root_sha256, now=self.clock())
+        except TokenError as error:
+            raise ApiError(400, str(error)) from error
+        self.store.add_token(stored)
+        return {"token": text, "id": stored.id, "expires": stored.expires}
+
+    async def _tokens(self, _request: Request) -> Any:
+        return [_shown_token(token) for token in self.store.tokens()]
+
+    async def _delete_token(self, request: Request) -> Any:
+        identifier = request.path_params["id"]
+        if not self.store.delete_tokens([identifier]):
+            raise ApiError(404, f"no token {identifier}")
+        return {"id": identifier, "result": "deleted"}
+
+    async def _ca(self, _request: Request) -> Any:
+        roots = [
+            {
+                "subject": root.subject.rfc4514_string(),
+                "serial": f"{root.serial_number:x}",
+                "sha256": hashlib.sha256(root.public_bytes(Encoding.DER)).hexdigest(),
+                "not_before": root.not_valid_before_utc.timestamp(),
+                "not_after": root.not_valid_after_utc.timestamp(),
+                "pem": root.public_bytes(Encoding.PEM).decode(),
+            }
+            for root in self.authority.roots
+        ]
+        return {
+            "trust_domain": self.authority.trust_domain,
+            "roots": roots,
+            "issued": self.authority.issued,
+            "workload_certificate_hours": self.workload_hours,
+        }
+
+
+def _shown_token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "allow": list(token.allow),
+        "node": token.node,
+        "created": token.created,
+        "expires": token.expires,
+        "uses": None if token.uses_left < 0 else token.uses_left,
+        "description": token.description,
+    }
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > _MAX_BODY:
+            raise ApiError(400, f"the request is larger than {_MAX_BODY} bytes", "send fewer files at a time")
+    try:
+        body = json.loads(bytes(data))
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "the request must be a JSON object")
+    return body
+
+
+async def _files(request: Request) -> list[tuple[str, str]]:
+    files = (await _body(request)).get("files")
+    remedy = 'send {"files": [{"name": "...", "text": "..."}]}'
+    if not isinstance(files, list):
+        raise ApiError(400, "'files' must be a list", remedy)
+    found = []
+    for file in files:
+        name, text = (file.get("name"), file.get("text")) if isinstance(file, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise ApiError(400, "each of 'files' must have a name and a text", remedy)
+        found.append((name, text))
+    return found
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "").lower()
+    if value not in ("", "true", "false", "1", "0"):
+        raise ApiError(400, f"{name} is {value!r}", "set it to true or false")
+    return value in ("true", "1")
+
+
+def _kind(request: Request) -> Kind:
+    text: str = request.path_params["kind"]
+    if (kind := kind_named(text)) is None:
+        raise ApiError(404, f"no kind {text!r}", f"there are: {', '.join(k.plural for k in KINDS.values())}")
+    return kind
+
+
+def _key(request: Request) -> tuple[str, str, str]:
+    return _kind(request).name, request.path_params["namespace"], request.path_params["name"]
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+
+
+async def _on_bug(_request: Request, error: Exception) -> Response:
+    return _error(500, f"internal error: {type(error).__name__}", "the controller's log has the details")
+
+
+_HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    HTTPException: _on_http_error,
+    Exception: _on_bug,
+}

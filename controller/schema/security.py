@@ -1,0 +1,267 @@
+"""`AuthorizationPolicy` and `PeerAuthentication` with Istio's schema.
+
+https://istio.io/latest/docs/reference/config/security/authorization-policy/ and `…/peer_authentication/`. What Istio's
+own validation refuses is refused here. Beyond that, so is what could never match (a `*` in the middle of a principal, a
+principal that is no SPIFFE path), because in a DENY policy it would silently leave open what was to be closed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from controller.schema.meta import Selector
+from controller.schema.names import is_label, is_subdomain
+from controller.schema.strict import Strict, wrong
+
+_PRINCIPAL = re.compile(r"[a-z0-9._-]+/ns/[a-z0-9.-]+/sa/[a-z0-9.-]+\Z")
+_MAX_ACCOUNTS = 16
+_HTTP_KEYS = (
+    "remote.ip",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "connection.sni",
+)
+_BRACKETED = re.compile(
+    r"(request\.headers|request\.auth\.claims|experimental\.envoy\.filters\.[^\[]+)(\[[^\[\]]+\])+\Z"
+)
+_REPLACED = {
+    "destination.namespace": "the policy's own namespace says this",
+    "destination.name": "use spec.selector",
+    "destination.user": "use spec.selector",
+    "source.serviceAccount": "not supported yet in 'when': use from.source.serviceAccounts",
+}
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise wrong("an empty value matches nothing", "remove it, or write '*' for any")
+    return value
+
+
+def _wildcard(value: str, form: Callable[[str], bool], what: str, example: str) -> str:
+    _text(value)
+    if value.startswith("spiffe://"):
+        raise wrong(f"{value!r} starts with spiffe://", f"leave that out: {value[len('spiffe://') :]!r}")
+    bare = value[1:] if value.startswith("*") else value[:-1] if value.endswith("*") else value
+    if "*" in bare:
+        raise wrong(f"{value!r} has a '*' in the middle, where it stands for itself", "use it only at the start or end")
+    if bare == value and not form(value):
+        raise wrong(f"{value!r} is not {what} and would never match", f"write it as {example!r}")
+    return value
+
+
+def _principal(value: str) -> str:
+    return _wildcard(value, lambda v: bool(_PRINCIPAL.match(v)), "a principal", "cluster.local/ns/shop/sa/web")
+
+
+def _namespace(value: str) -> str:
+    return _wildcard(value, is_label, "a namespace", "shop")
+
+
+def _account(value: str) -> str:
+    if "*" in value:
+        raise wrong(f"{value!r}: serviceAccounts takes no wildcard", "use 'principals' or 'namespaces' for that")
+    parts = value.split("/")
+    if value.startswith("spiffe://") or len(parts) > 2 or not all(map(is_subdomain, parts)):
+        raise wrong(f"{value!r} is not a service account", "write it as 'shop/web', or 'web' in the policy's namespace")
+    return value
+
+
+def _block(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError as error:
+        raise wrong(
+            f"{value!r} is not an address or CIDR block: {error}", "write it as 10.77.0.0/16 or 10.77.1.2"
+        ) from error
+    return value
+
+
+def _port(value: str) -> str:
+    if not (value.isascii() and value.isdigit() and 1 <= int(value[:6]) <= 65535):
+        raise wrong(f"{value!r} is not a port", 'use a number from 1 to 65535, in quotes: "8080"')
+    return value
+
+
+def _unsupported(what: str, remedy: str) -> Callable[[Any], Any]:
+    def refuse(value: Any) -> Any:
+        if value is not None:
+            raise wrong(f"{what} is not supported yet", remedy)
+        return value
+
+    return refuse
+
+
+Texts = list[Annotated[str, AfterValidator(_text)]] | None
+Principals = list[Annotated[str, AfterValidator(_principal)]] | None
+Namespaces = list[Annotated[str, AfterValidator(_namespace)]] | None
+Accounts = Annotated[list[Annotated[str, AfterValidator(_account)]], Field(max_length=_MAX_ACCOUNTS)] | None
+Blocks = list[Annotated[str, AfterValidator(_block)]] | None
+Ports = list[Annotated[str, AfterValidator(_port)]] | None
+
+
+def _says_something(model: Strict, what: str) -> None:
+    if not any(getattr(model, name) for name in type(model).model_fields):
+        raise wrong(f"an empty {what} is not allowed", f"remove it to match any {what}")
+
+
+class Source(Strict):
+    """`from[].source`."""
+
+    principals: Principals = None
+    not_principals: Principals = None
+    request_principals: Texts = None
+    not_request_principals: Texts = None
+    namespaces: Namespaces = None
+    not_namespaces: Namespaces = None
+    service_accounts: Accounts = None
+    not_service_accounts: Accounts = None
+    ip_blocks: Blocks = None
+    not_ip_blocks: Blocks = None
+    remote_ip_blocks: Blocks = None
+    not_remote_ip_blocks: Blocks = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Source:
+        _says_something(self, "source")
+        named = self.principals or self.not_principals or self.namespaces or self.not_namespaces
+        if named and (self.service_accounts or self.not_service_accounts):
+            raise wrong(
+                "serviceAccounts cannot stand beside principals or namespaces",
+                "use serviceAccounts alone ('shop/web'), or put them in two entries of 'from'",
+            )
+        return self
+
+
+class From(Strict):
+    """`from[]`."""
+
+    source: Source
+
+
+class Operation(Strict):
+    """`to[].operation`."""
+
+    hosts: Texts = None
+    not_hosts: Texts = None
+    ports: Ports = None
+    not_ports: Ports = None
+    methods: Texts = None
+    not_methods: Texts = None
+    paths: Texts = None
+    not_paths: Texts = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Operation:
+        _says_something(self, "operation")
+        return self
+
+
+class To(Strict):
+    """`to[]`."""
+
+    operation: Operation
+
+
+_VALUES: dict[str, Callable[[str], str]] = {
+    "source.ip": _block,
+    "destination.ip": _block,
+    "remote.ip": _block,
+    "destination.port": _port,
+    "source.principal": _principal,
+    "source.namespace": _namespace,
+}
+
+
+def _key(key: str) -> str:
+    if key in _VALUES or key in _HTTP_KEYS or _BRACKETED.match(key):
+        return key
+    if key.startswith("destination.labels"):
+        raise wrong(f"the attribute {key!r} is of the past", "use spec.selector")
+    if key in _REPLACED:
+        raise wrong(f"the attribute {key!r} is not available", _REPLACED[key])
+    if key.startswith(("request.headers", "request.auth.claims")):
+        raise wrong(f"the attribute {key!r} lacks a name in brackets", "write it as request.headers[user-agent]")
+    raise wrong(
+        f"unknown attribute {key!r}", f"known: {', '.join(sorted({*_VALUES, *_HTTP_KEYS}))}, request.headers[…]"
+    )
+
+
+class Condition(Strict):
+    """`when[]`."""
+
+    key: Annotated[str, AfterValidator(_key)]
+    values: Texts = None
+    not_values: Texts = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Condition:
+        if not self.values and not self.not_values:
+            raise wrong("neither values nor notValues", "add at least one value")
+        check = _VALUES.get(self.key, _text)
+        for value in (*(self.values or ()), *(self.not_values or ())):
+            check(value)
+        return self
+
+
+class Rule(Strict):
+    """`rules[]`; empty, it matches everything."""
+
+    from_: Annotated[list[From], Field(min_length=1)] | None = Field(default=None, alias="from")
+    to: Annotated[list[To], Field(min_length=1)] | None = None
+    when: list[Condition] | None = None
+
+
+def _action(value: str) -> str:
+    if value in ("CUSTOM", "AUDIT"):
+        raise wrong(f"action {value} is not supported yet", "use ALLOW or DENY")
+    return value
+
+
+_targets = _unsupported("attaching a policy with targetRef", "use 'selector' with the workloads' labels")
+
+
+class AuthorizationPolicySpec(Strict):
+    """`spec` of an AuthorizationPolicy; empty, it allows nothing."""
+
+    selector: Selector | None = None
+    action: Annotated[Literal["ALLOW", "DENY", "CUSTOM", "AUDIT"], AfterValidator(_action)] | None = None
+    rules: list[Rule] | None = None
+    target_ref: Annotated[Any, BeforeValidator(_targets)] = None
+    target_refs: Annotated[Any, BeforeValidator(_targets)] = None
+    provider: Annotated[Any, BeforeValidator(_unsupported("'provider'", "it belongs to action CUSTOM"))] = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> AuthorizationPolicySpec:
+        if self.action == "DENY" and self.rules is None:
+            raise wrong("a DENY policy without rules never applies", "add 'rules: [{}]' to deny everything")
+        return self
+
+
+class Mtls(Strict):
+    """`mtls`, or one of `portLevelMtls`."""
+
+    mode: Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"] | None = None
+
+
+class PeerAuthenticationSpec(Strict):
+    """`spec` of a PeerAuthentication."""
+
+    selector: Selector | None = None
+    mtls: Mtls | None = None
+    port_level_mtls: dict[Annotated[str, AfterValidator(_port)], Mtls] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> PeerAuthenticationSpec:
+        if self.port_level_mtls is not None:
+            if not self.port_level_mtls:
+                raise wrong("portLevelMtls is empty", "add a port, or remove it")
+            if not (self.selector and self.selector.match_labels):
+                raise wrong("portLevelMtls needs a selector", "add selector.matchLabels: it works for workloads only")
+        return self
