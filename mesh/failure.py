@@ -38,7 +38,7 @@ class Failure(Exception):
 
 
 class Rejected(Failure):
-    """The controller found faults in resources (status 422) and applied nothing."""
+    """The controller found faults in resources (status 422) and changed nothing."""
 
     def __init__(self, errors: Sequence[Mapping[str, Any]], sources: Mapping[str, str] | None = None) -> None:
         """`errors` as the API returns them; `sources` maps each file's name to its text."""
@@ -49,7 +49,7 @@ class Rejected(Failure):
         """Each fault as `file:line:col: path: message`, the offending line with a mark, and a hint."""
         blocks = [self._block(error) for error in self.errors]
         files = len({str(error.get("file", "")) for error in self.errors})
-        blocks.append(f"{count(len(self.errors), 'error')} in {count(files, 'file')}; nothing was applied\n")
+        blocks.append(f"{count(len(self.errors), 'error')} in {count(files, 'file')}; nothing was changed\n")
         return "\n".join(blocks)
 
     def _block(self, error: Mapping[str, Any]) -> str:

@@ -167,7 +167,8 @@ RESOURCES = {
     "workload": (
         *_NAME,
         Column("SERVICE-ACCOUNT", "spec.serviceAccount"),
-        Column("ADDRESSES", "spec.addresses"),
+        Column("ADDRESSES", lambda row: dig(row, "spec.addresses") or dig(row, "spec.address")),
+        Column("NODE", "spec.node"),
         *_END,
     ),
     "authorizationpolicy": (

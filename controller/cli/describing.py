@@ -152,6 +152,8 @@ def _selects(policy: Row, workload: Row) -> bool:
     if namespace not in (workload.get("namespace"), MeshConfig().root_namespace):
         return False
     wanted = dig(policy, "spec.selector.matchLabels") or {}
+    if wanted and namespace == MeshConfig().root_namespace and policy.get("kind") == "PeerAuthentication":
+        return False  # as in Istio: in the root namespace it is for the whole mesh or for nobody
     labels = workload.get("labels") or {}
     return all(labels.get(key) == value for key, value in wanted.items())
 

@@ -16,6 +16,7 @@ from mesh.present import Look, clean, count, paint
 
 _MANIFEST = click.Path(allow_dash=True)
 _APPLY_PATIENCE = 120.0
+_NOT_STORED = ("nodes", "edges")
 
 
 @examples(
@@ -126,6 +127,8 @@ def get(
     Kinds: services (svc), workloads (wl), authorizationpolicies (ap), peerauthentications (pa). What nodes enrolled at
     run time is in `meshctl workloads`, not here.
     """
+    if kind.lower() in _NOT_STORED:
+        raise click.UsageError(f"{kind} are not stored resources: `meshctl {kind}` lists them")
     kind, named = split_kind(kind, (name,) if name else ())
     shown = columns.RESOURCES.get(singular(kind), columns.OTHER_RESOURCES)
     if named:

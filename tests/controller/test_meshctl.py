@@ -193,7 +193,7 @@ def test_rejected_resources_show_the_line_at_fault_and_exit_1(meshctl: Meshctl, 
     assert source == '    7 |     - source: {principals: ["spiffe://cluster.local/ns/shop/sa/client"]}'
     assert source[mark.index("^") :].startswith(POLICY.splitlines()[6][26:])
     assert hint == "hint: write cluster.local/ns/shop/sa/client"
-    assert total == "1 error in 1 file; nothing was applied"
+    assert total == "1 error in 1 file; nothing was changed"
 
 
 @pytest.mark.parametrize("make", ["missing", "empty directory", "binary"])

@@ -214,13 +214,13 @@ def test_a_rejected_resource_shows_the_line_at_fault_and_what_to_write() -> None
         "      |     ^\n"
         "hint: write cluster.local/ns/shop/sa/web\n"
         "\n"
-        "1 error in 1 file; nothing was applied\n"
+        "1 error in 1 file; nothing was changed\n"
     )
 
 
 def test_a_rejection_without_a_place_still_reads() -> None:
     text = Rejected([{"file": "a.yaml", "line": 99, "message": "bad"}, {"message": "worse"}], {"a.yaml": "x"}).text()
-    assert text == "a.yaml:99: bad\n\nworse\n\n2 errors in 2 files; nothing was applied\n"
+    assert text == "a.yaml:99: bad\n\nworse\n\n2 errors in 2 files; nothing was changed\n"
 
 
 def test_an_error_answer_keeps_its_remedy_and_an_odd_one_says_so() -> None:

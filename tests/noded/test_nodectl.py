@@ -302,7 +302,7 @@ def test_drain_waits_until_noded_is_gone(nodectl: Nodectl) -> None:
             raise ConnectionAbortedError  # as a daemon does that ends: no answer
         return STATUS
 
-    nodectl.api.answers |= {"POST /drain": {}, "GET /status": status}
+    nodectl.api.answers |= {"POST /drain": {"draining": True, "seconds": 5}, "GET /status": status}
     result = nodectl("drain", "--timeout", "5s")
     assert result.status == 0
     assert "drained" in result.out

@@ -8,13 +8,16 @@ import time
 import click
 
 from mesh.failure import Exit, Failure
-from mesh.present import Look, count
+from mesh.present import Look, age, count
 from noded.control.cli import columns
 from noded.control.cli.client import Client
 from noded.control.cli.completion import bare_names
 from noded.control.cli.terminal import duration, examples, output_options, progress, show
 
 _ENROL_PATIENCE = 60.0
+_LONGEST_DRAIN = 3600
+"""What the API allows. Where noded's own configuration decides, it may be as long as that."""
+_STOP_PATIENCE = 15.0
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -88,7 +91,7 @@ def _netns(text: str) -> str:
 def remove(client: Client, name: str, namespace: str, drain: int | None) -> None:
     """Let a workload leave the mesh. Returns when capture is undone."""
     query = {} if drain is None else {"drain": str(drain)}
-    patience = _ENROL_PATIENCE + (drain or 0)
+    patience = _ENROL_PATIENCE + (_LONGEST_DRAIN if drain is None else drain)
     doing = f"removing {namespace}/{name}"
     client.send("DELETE", f"/workloads/{namespace}/{name}", doing=doing, query=query, patience=patience)
     click.echo(f"{namespace}/{name} has left the mesh")
@@ -118,17 +121,16 @@ def log_level(client: Client, level: str | None) -> None:
 @click.option(
     "--timeout",
     callback=duration,
-    default="30s",
-    show_default=True,
     metavar="DURATION",
-    help="Then reset what is left.",
+    help="Then reset what is left.  [default: drainSeconds of its configuration]",
 )
 @click.pass_obj
-def drain(client: Client, timeout: int) -> None:
+def drain(client: Client, timeout: int | None) -> None:
     """Finish live connections and stop noded. Returns when it has ended."""
-    client.send("POST", "/drain", {"seconds": timeout}, doing="asking noded to drain")
-    deadline = time.monotonic() + timeout + 10
-    with progress(f"draining for up to {timeout}s"):
+    body = {} if timeout is None else {"seconds": timeout}
+    allowed = float(client.send("POST", "/drain", body, doing="asking noded to drain")["seconds"])
+    deadline = time.monotonic() + allowed + _STOP_PATIENCE
+    with progress(f"draining for up to {age(allowed)}"):
         while time.monotonic() < deadline:
             try:
                 workers = client.get("/status")["workers"]
@@ -139,4 +141,5 @@ def drain(client: Client, timeout: int) -> None:
                 return
             time.sleep(0.2)
     left = sum(worker.get("connections", 0) for worker in workers)
-    raise Failure(f"noded still runs with {count(left, 'connection')} {timeout + 10}s later", "look at its log")
+    waited = age(allowed + _STOP_PATIENCE)
+    raise Failure(f"noded still runs after {waited}, with {count(left, 'connection')}", "look at its log")

@@ -110,6 +110,7 @@ CONNECTIONS = (
     Column("SOURCE", "source"),
     Column("DESTINATION", "destination"),
     Column("SERVICE", "service", wide=True),
+    Column("TARGET", "target", wide=True),
     Column("VIA", "via", state=True),
     Column("PEER", _peer),
     Column("STATE", "state", state=True),
@@ -145,5 +146,5 @@ CAPTURE = (
     Column("WORKLOAD", "uid"),
     Column("INSTALLED", "installed", state=True),
     Column("DRIFT", lambda row: len(row.get("drift") or []), right=True),
-    Column("RULES", lambda row: len(row.get("rules") or []), right=True),
+    Column("RULES", lambda row: len(row.get("rules") or []) or None, right=True),
 )

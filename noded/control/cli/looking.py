@@ -35,13 +35,19 @@ def status(client: Client, look: Look) -> None:
         ("Controller", _link(controller, now)),
         ("Snapshot", _snapshot(snapshot)),
         ("Workloads", f"{answer.get('workloads', 0)} enrolled here"),
-        ("State", "draining" if answer.get("draining") else "ready"),
+        ("State", _state(answer)),
         ("Log level", str(answer.get("log_level", ""))),
         ("Access log", "on" if answer.get("access_log") else "off"),
     ]
     click.echo(fields(pairs, colour=look.colour) + "\n", nl=False)
     workers = answer.get("workers") or []
     click.echo(table(workers, columns.WORKERS, now=now, headers=look.headers, colour=look.colour), nl=False)
+
+
+def _state(answer: dict[str, Any]) -> str:
+    if answer.get("draining"):
+        return "draining"
+    return "ready" if (answer.get("snapshot") or {}).get("epoch") else "pending: no snapshot yet"
 
 
 def _link(controller: dict[str, Any], now: float) -> str:
