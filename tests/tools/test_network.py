@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from testbed import network, services
 from testbed.processes import Processes, Record
 from testbed.spec import Spec, parse

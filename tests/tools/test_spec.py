@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from testbed.document import SpecError
 from testbed.spec import Spec, parse
 

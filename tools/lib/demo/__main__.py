@@ -7,15 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+from demo.claims import CLAIMS, Shop
+from demo.story import Story
 from testbed import mesh, network
 from testbed.api import ApiError, Unreachable
 from testbed.document import SpecError
 from testbed.mesh import Testbed, TestbedError
 from testbed.network import NetworkError
 from testbed.spec import parse
-
-from demo.claims import CLAIMS, Shop
-from demo.story import Story
 
 _FILE = Path(__file__).parent / "shop" / "testbed.yaml"
 _TRY = """

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from testbed.mesh import Testbed
-from testbed.spec import Node, Pod
-
 from demo.story import Story
 from demo.wire import Capture
+from testbed.mesh import Testbed
+from testbed.spec import Node, Pod
 
 ORDER = ("curl", "-sS", "-m", "10", "http://api/order")
 

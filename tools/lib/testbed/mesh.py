@@ -160,9 +160,9 @@ class Testbed:
         say(f"controller: up at {CONTROLLER_ADDRESS}, {counts}")
         for node in self.spec.nodes:
             self._configure(node)
-            self._launch(node)
+            self.launch_node(node)
         for node in self.spec.nodes:
-            self._await_node(node)
+            self.await_node(node)
             for pod in self.enrolled_pods(node):
                 self.enrol(pod)
             say(f"{node.name}: noded up at {node.address}, {len(self.enrolled_pods(node))} workloads enrolled")
@@ -214,14 +214,14 @@ class Testbed:
 
     # The daemons.
 
-    def _launch(self, node: Node) -> None:
+    def launch_node(self, node: Node) -> None:
         argv = [str(_BIN / "noded"), "--config", str(self.node_folder(node) / "noded.yaml")]
         self.processes.start(f"node/{node.name}", argv, self.spec.netns(node))
 
     def start_node(self, node: Node) -> None:
         """Start its noded and wait until all that it had enrolled is in the mesh again."""
-        self._launch(node)
-        self._await_node(node)
+        self.launch_node(node)
+        self.await_node(node)
 
     def start_controller(self) -> None:
         """Start the controller and wait until it answers."""
@@ -246,7 +246,7 @@ class Testbed:
         items: list[dict[str, Any]] = self.node_api(node, "GET", "/workloads")["items"]
         return items
 
-    def _await_node(self, node: Node) -> None:
+    def await_node(self, node: Node) -> None:
         """Wait until noded is connected to the controller and what it has enrolled is ready."""
 
         def ready() -> bool:

@@ -1,0 +1,116 @@
+"""`tools/testbed` as it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import mesh, network
+from tests.e2e.pods import eventually
+
+NAME = f"c{os.getpid()}"
+FILE = f"""\
+name: {NAME}
+nodes: [node-a, node-b]
+pods:
+  - {{name: client, node: node-a, namespace: shop, serviceAccount: client, labels: {{app: client}}}}
+  - name: web
+    node: node-b
+    namespace: shop
+    serviceAccount: web
+    labels: {{app: web}}
+    run: [python3, -m, http.server, "8080"]
+services:
+  - {{name: web, namespace: shop, selector: {{app: web}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+policies: [policy.yaml]
+"""
+POLICY = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"""
+URL = ("curl", "-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "http://web.shop.svc.cluster.local/")
+
+
+def testbed(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-P", "-m", "testbed", *words]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("testbed")
+    (folder / "shop.yaml").write_text(FILE)
+    (folder / "policy.yaml").write_text(POLICY)
+    try:
+        done = testbed("up", str(folder / "shop.yaml"))
+        assert done.returncode == 0, done.stderr
+        yield done.stdout
+    finally:
+        mesh.down(NAME)
+
+
+def test_up_says_what_it_made_and_status_says_it_again(up: str) -> None:
+    for made in ("node-a", "node-b", "shop/client", "shop/web", "10.77.2.2"):
+        assert made in up
+    facts = json.loads(testbed("-n", NAME, "status", "-o", "json").stdout)
+    assert {pod["name"]: (pod["mesh"], pod["program"]) for pod in facts["pods"]} == {
+        "client": ("ready", "none"),
+        "web": ("ready", "running"),
+    }
+    assert {node["noded"] for node in facts["nodes"]} == {"running"}
+
+
+def test_a_program_in_a_pod_reaches_another_by_its_services_name(up: str) -> None:
+    def ok() -> bool:
+        return testbed("exec", "-n", NAME, "client", "--", *URL).stdout == "200"
+
+    eventually(ok)
+
+
+def test_nodectl_works_on_a_node_and_meshctl_on_the_controllers_host(up: str) -> None:
+    status = json.loads(testbed("-n", NAME, "node", "node-b", "--", "nodectl", "status", "-o", "json").stdout)
+    assert status["node"] == "node-b"
+    assert "strict" in testbed("-n", NAME, "meshctl", "get", "peerauthentications", "--namespace", "shop").stdout
+
+
+def test_a_killed_noded_shows_and_comes_back(up: str) -> None:
+    assert testbed("-n", NAME, "kill", "node-b").returncode == 0
+    assert "is not running" in testbed("-n", NAME, "kill", "node-b").stderr
+    facts = json.loads(testbed("-n", NAME, "status", "-o", "json").stdout)
+    assert [node["noded"] for node in facts["nodes"]] == ["running", "dead"]
+    assert testbed("-n", NAME, "exec", "client", "--", *URL).returncode != 0
+    restarted = testbed("-n", NAME, "restart", "node-b")
+    assert restarted.returncode == 0, restarted.stderr
+    assert testbed("-n", NAME, "exec", "client", "--", *URL).stdout == "200"
+
+
+def test_logs_are_there_for_daemons_and_programs(up: str) -> None:
+    assert "{" in testbed("-n", NAME, "logs", "controller").stdout
+    assert "node-a" in testbed("-n", NAME, "logs", "node-a").stdout
+    assert "GET / HTTP/1.1" in testbed("-n", NAME, "logs", "web").stdout
+
+
+def test_an_unknown_pod_is_answered_with_those_there_are(up: str) -> None:
+    done = testbed("-n", NAME, "exec", "nobody", "--", "true")
+    assert (done.returncode, "shop/client" in done.stderr) == (1, True)
+
+
+def test_down_leaves_nothing_even_after_everything_crashed(up: str) -> None:
+    namespaces = network.remaining(NAME)
+    for pid in network.processes(namespaces):
+        os.kill(pid, 9)
+    done = testbed("down", NAME)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert network.remaining(NAME) == []
+    assert network.processes(namespaces) == []
+    assert NAME not in mesh.names()
+    assert NAME not in Path("/proc/mounts").read_text()
+    assert "is not up" in testbed("down", NAME).stderr
