@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mesh.h2.headers import Fields, encode_field, encode_status
 from mesh.model import Workload
@@ -30,11 +31,17 @@ def parse_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
         raise ValueError(f"{text[:80]!r} is not address:port")
+    return _canonical(host), int(port)
+
+
+@lru_cache(4096)
+def _canonical(host: str) -> str:
+    """An address out of an authority. Remembered, for parsing one costs more than all else here and they repeat."""
     bracketed = host.startswith("[") and host.endswith("]")
     address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     if bracketed != (address.version == 6):
-        raise ValueError(f"{text[:80]!r}: brackets are for IPv6")
-    return str(address), int(port)
+        raise ValueError(f"{host[:80]!r}: brackets are for IPv6")
+    return str(address)
 
 
 def baggage(workload: Workload, cluster: str) -> bytes:
