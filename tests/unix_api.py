@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import socket
 import socketserver
 import subprocess
 import sys
@@ -89,6 +90,34 @@ def serving(path: Path, answers: dict[str, Any | Callable[[Request], Any]]) -> I
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def daemon(module: str, config: Path, socket_path: Path) -> Iterator[None]:
+    """A real daemon as its installed script would start it, until its API's socket takes connections."""
+    code = f"from {module} import main; main()"
+    log = config.with_suffix(".log")
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-c", code, "--config", str(config)], stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(socket_path):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{module} does not come up:\n{log.read_text()}")
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from mesh.present import Column, Row, ago, dig, plain, rate, size, stamp, until
 
 
 def sync_state(row: Row) -> str:
-    """Whether a node has what the controller published: `in-step`, `2 behind`, or `rejected: why`."""
+    """Whether a node has what the controller sent: `in-step`, `2 behind`, `rejected: why`, or `unknown` when away."""
+    if not row.get("connected"):
+        return "unknown"
     if row.get("last_nack"):
         return f"rejected: {plain(row['last_nack'])}"
     if row.get("acked_revision") is None or row.get("revision") is None:

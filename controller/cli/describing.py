@@ -107,7 +107,11 @@ def _workload(client: Client, namespace: str, name: str) -> list[str]:
     return [
         fields(pairs),
         _section("Services it is behind", services, columns.SERVICES),
-        _section("Policies", _policies_on(client, [workload]), _POLICIES),
+        _section(
+            "Policies" if workload.get("meshed") else "Policies (not enforced: it is not in the mesh)",
+            _policies_on(client, [workload]),
+            _POLICIES,
+        ),
         _section("Edges", _edges(client, lambda row: uid in _sides(row)), columns.EDGES),
     ]
 

@@ -260,6 +260,8 @@ def test_nodes_show_whether_they_have_the_latest_snapshot(meshctl: Meshctl) -> N
     assert "in-step" in meshctl("nodes").out
     meshctl.api.answers["GET /v1/nodes"] = {"items": [{**NODE, "last_nack": "revision 12: bad cidr"}]}
     assert "rejected: revision 12: bad cidr" in meshctl("nodes").out
+    meshctl.api.answers["GET /v1/nodes"] = {"items": [{**NODE, "connected": False, "acked_revision": 12}]}
+    assert meshctl("nodes", "--no-headers").out.split()[:3] == ["node-b", "disconnected", "unknown"]
 
 
 def test_workloads_and_services_can_be_narrowed_to_a_namespace(meshctl: Meshctl) -> None:

@@ -77,6 +77,7 @@ SERVICES = (
     Column("ADDRESSES", "addresses"),
     Column("PORTS", _ports),
     Column("ENDPOINTS", lambda row: len(row.get("endpoints", [])), right=True),
+    Column("HOSTNAME", "hostname", wide=True),
     Column("ADDRESS:TARGET-PORTS", _endpoints, wide=True),
 )
 
