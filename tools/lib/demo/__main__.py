@@ -36,23 +36,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/demo", description="Watch unmodified programs talk through the mesh.")
     parser.add_argument("--once", action="store_true", help="check every claim, take everything down, exit 0 or 1")
     once = parser.parse_args().once
+    try:
+        bed = Testbed(parse(_FILE.read_text(), _FILE))
+        with mesh.claim(bed.spec.name):
+            failed = _tour(bed, once)
+    except (SpecError, TestbedError, NetworkError, ApiError, Unreachable) as error:
+        print(f"tools/demo: {error}", file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+def _tour(bed: Testbed, once: bool) -> list[str]:
+    """Bring it up and tell; the claims that did not hold. Taken down again if `once`, or if it can't be told."""
     began = time.monotonic()
-    text = _FILE.read_text()
-    bed = Testbed(parse(text, _FILE))
     if mesh.down(bed.spec.name):
         print("(removed the demo that was still up)")
     print("Two hosts, five pods, on this machine, in network namespaces:")
     up = False
     try:
-        bed.up(text, _FILE, lambda line: print(f"   {line}", flush=True))
+        bed.up(_FILE.read_text(), _FILE, lambda line: print(f"   {line}", flush=True))
         story, shop = Story(bed), Shop(bed)
         shop.wait()
         for claim in CLAIMS:
             claim(story, shop)
         up = not once
-    except (SpecError, TestbedError, NetworkError, ApiError, Unreachable) as error:
-        print(f"tools/demo: {error}", file=sys.stderr)
-        return 1
     finally:
         if not up:
             mesh.down(bed.spec.name)
@@ -61,13 +68,13 @@ def main() -> int:
     print(f"\n{time.monotonic() - began:.0f} s. ", end="")
     if story.failed:
         print(f"{len(story.failed)} claims did not hold:")
-        for claim_text in story.failed:
-            print(f"   ✗ {claim_text}")
+        for text in story.failed:
+            print(f"   ✗ {text}")
     else:
         print("Every claim held.")
     if up:
         print(_TRY)
-    return 1 if story.failed else 0
+    return story.failed
 
 
 sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -43,8 +44,7 @@ class Story:
         else:
             typed, argv_there = "meshctl", bed.enter("controller", ["meshctl", *argv])
             environment = bed.environment(None)
-        words = " ".join(word if word and not set(word) & set(" {}$;|'") else f"'{word}'" for word in argv)
-        print(f"   $ tools/testbed {typed} {words}")
+        print(f"   $ tools/testbed {typed} {shlex.join(argv)}")
         done = bed.capture(argv_there, environment, timeout=30)
         lines = (done.stdout + done.stderr).rstrip().splitlines()
         if quiet and not done.returncode:

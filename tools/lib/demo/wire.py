@@ -15,7 +15,22 @@ class Capture:
     """tcpdump on one interface of one namespace, from `with` to its end; then the packets can be asked."""
 
     def __init__(self, bed: Testbed, where: Pod | str, interface: str, file: Path) -> None:
-        argv = ["tcpdump", "-i", interface, "-n", "-s", "0", "-B", "8192", "-U", "-Z", "root", "-w", str(file)]
+        argv = [
+            "tcpdump",
+            "-i",
+            interface,
+            "-n",
+            "-s",
+            "0",
+            "-B",
+            "8192",
+            "-U",
+            "--immediate-mode",
+            "-Z",
+            "root",
+            "-w",
+            str(file),
+        ]
         self._argv, self._file = bed.enter(where, argv), file
 
     def __enter__(self) -> Capture:
@@ -29,7 +44,7 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        time.sleep(0.5)  # the kernel hands packets over in blocks
+        time.sleep(0.5)  # for tcpdump to write what it has been given
         self._process.terminate()
         self._process.communicate(timeout=10)
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
             case "up":
                 return _up(options.file, name)
             case "down":
-                return _down(options.down or name)
+                return _down(options.down or name or _only())
         bed = mesh.find(name)
         match options.command:
             case "exec":
@@ -118,29 +118,31 @@ def _up(file: Path, name: str) -> int:
     bed = Testbed(parse(text, file))
     if name and name != bed.spec.name:
         raise TestbedError(f"{file} is called '{bed.spec.name}', not '{name}'")
-    if bed.spec.name in mesh.names():
-        raise TestbedError(
-            f"testbed '{bed.spec.name}' is up already; remove it with: tools/testbed down {bed.spec.name}"
-        )
-    try:
-        bed.up(text, file, print)
-    except BaseException:
-        mesh.down(bed.spec.name)
-        raise
+    with mesh.claim(bed.spec.name):
+        if bed.spec.name in mesh.names():
+            raise TestbedError(
+                f"testbed '{bed.spec.name}' is up already; remove it with: tools/testbed down {bed.spec.name}"
+            )
+        try:
+            bed.up(text, file, lambda line: print(line, flush=True))
+        except BaseException:
+            mesh.down(bed.spec.name)
+            raise
     print(f"\n{render(status(bed))}\n\ntry: tools/testbed exec POD -- CMD, tools/testbed node NODE -- nodectl status")
     return 0
 
 
+def _only() -> str:
+    there = mesh.names()
+    if len(there) != 1:
+        raise TestbedError(f"several testbeds are up ({', '.join(there)}): say which" if there else "no testbed is up")
+    return there[0]
+
+
 def _down(name: str) -> int:
-    if not name:
-        there = mesh.names()
-        if len(there) != 1:
-            raise TestbedError(
-                f"several testbeds are up ({', '.join(there)}): say which" if there else "no testbed is up"
-            )
-        (name,) = there
-    if not mesh.down(name):
-        raise TestbedError(f"testbed '{name}' is not up")
+    with mesh.claim(name):
+        if not mesh.down(name):
+            raise TestbedError(f"testbed '{name}' is not up")
     print(f"testbed '{name}' is gone")
     return 0
 

@@ -6,12 +6,14 @@ sockets and keys, all logs, and the spec that it was made from.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,20 @@ def find(name: str = "") -> Testbed:
         ) from None
 
 
+@contextlib.contextmanager
+def claim(name: str) -> Iterator[None]:
+    """Be the only one who makes or removes this testbed. Raises `TestbedError` while somebody else is.
+
+    The lock is an abstract socket: it ends with its process and leaves no file.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(f"\0nodemesh-testbed/{name}")
+        except OSError:
+            raise TestbedError(f"another command is making or removing testbed '{name}' right now") from None
+        yield
+
+
 def down(name: str) -> bool:
     """Remove a testbed, whatever became of it. False if there was nothing to remove."""
     folder = FOLDER / name
@@ -67,9 +83,8 @@ def down(name: str) -> bool:
         done = subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, text=True)
         if done.returncode:
             raise TestbedError(f"umount {folder}: {done.stderr.strip()}")
-    if folder.exists():
-        folder.rmdir()
-    with suppress(OSError):
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
         FOLDER.rmdir()
     return there
 
@@ -111,7 +126,8 @@ class Testbed:
     def environment(self, who: Node | None) -> dict[str, str]:
         """What `nodectl` on a node, or `meshctl` on the controller's host (None), needs to be found and to work."""
         path = f"{_BIN}:{os.environ.get('PATH', '/usr/bin:/bin')}"
-        return {"PATH": path, "NODEMESH_SOCKET": str(self.socket(who))}
+        variable = "NODEMESH_CONTROLLER_SOCKET" if who is None else "NODEMESH_SOCKET"
+        return {"PATH": path, variable: str(self.socket(who))}
 
     def capture(
         self, argv: list[str], environment: dict[str, str] | None = None, timeout: float = 60
