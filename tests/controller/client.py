@@ -149,6 +149,7 @@ class NodeClient:
         self._answers: dict[int, Any] = {}
         self._changed = trio.Event()
         self._requests = 0
+        self._sending = trio.Lock()
 
     async def run(self) -> None:
         reader = Reader(FromController)
@@ -176,7 +177,8 @@ class NodeClient:
             self.messages.append(message)
 
     async def send(self, message: object) -> None:
-        await self.stream.send_all(frame(message, FromNode))
+        async with self._sending:
+            await self.stream.send_all(frame(message, FromNode))
 
     async def until(self, done: Any, what: str = "what was expected") -> Any:
         """Wait until `done()` is true (and return it), at most 10 s."""
