@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from types import FrameType
 
 from bench import figures, load, paths, usage
@@ -21,14 +22,15 @@ CONNECTIONS = (1, 64)
 _CONNECTING = 64
 
 
-def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path) -> Results:
-    """Every figure of every path, `rounds` times over.
+def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path) -> tuple[Results, float]:
+    """Every figure of every path, `rounds` times over; and how busy the machine was without us (median, 0 to 1).
 
     The paths take turns within each kind of load, and another begins each round, so that what else the machine does
     meanwhile falls on all of them alike.
     """
     results = {path.name: Series({count: [] for count in CONNECTIONS}) for path in opened}
     script = folder / "report.lua"
+    others = []
 
     def wrk(path: Proxied, connections: int, *, length: float = seconds, close: bool = False) -> Run:
         before = usage.cpu_us(path.processes.values())
@@ -47,6 +49,7 @@ def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path)
     for number in range(rounds):
         turn = number % len(opened)
         order = opened[turn:] + opened[:turn]
+        others.append(usage.busy_share(0.5))
         say(f"round {number + 1} of {rounds}")
         for count in CONNECTIONS:
             for path in order:
@@ -64,7 +67,7 @@ def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path)
             say(f"  {path.name:9} {speed:7.2f} Gb/s")
     for path in opened:
         results[path.name].rss_mb = {what: usage.rss_mb(pid) for what, pid in path.processes.items()}
-    return results
+    return results, median(others)
 
 
 def say(line: str) -> None:
@@ -121,7 +124,7 @@ def main() -> int:
             folder = Path(name)
             say(f"bringing up a testbed with the paths {', '.join(options.paths)}")
             with paths.opened(options.paths, folder) as opened:
-                results = measure(opened, rounds=options.rounds, seconds=options.seconds, folder=folder)
+                results, others = measure(opened, rounds=options.rounds, seconds=options.seconds, folder=folder)
     except (RuntimeError, OSError, CaptureError) as error:
         say(f"tools/bench: {error}")
         return 1
@@ -129,8 +132,8 @@ def main() -> int:
         say("tools/bench: interrupted")
         return 130
     print(
-        f"{os.cpu_count()} cores for the load, the server and the proxies together; Linux {platform.release()}; "
-        f"medians of {options.rounds} rounds of {options.seconds:g} s\n"
+        f"{os.cpu_count()} cores for the load, the server and the proxies together, {others:.0%} busy with other things "
+        f"between rounds; Linux {platform.release()}; medians of {options.rounds} rounds of {options.seconds:g} s\n"
     )
     print(figures.table(results))
     for path, series in results.items():

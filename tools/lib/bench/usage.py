@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def family(pid: int) -> list[int]:
     for member in found:
         found += children.get(member, [])
     return found
+
+
+def busy_share(seconds: float) -> float:
+    """The share of all cores' time that is not idle during the next `seconds`, 0 to 1. Sleeps."""
+    idle_before, total_before = _idle_and_total()
+    time.sleep(seconds)
+    idle, total = _idle_and_total()
+    return 1 - (idle - idle_before) / max(1, total - total_before)
+
+
+def _idle_and_total() -> tuple[int, int]:
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)  # idle and waiting for disks
 
 
 def _stat(pid: int) -> list[str]:
