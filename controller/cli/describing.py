@@ -72,18 +72,24 @@ def _service(client: Client, namespace: str, name: str) -> list[str]:
     service = _find(_items(client, "/v1/services"), "service", namespace=namespace, name=name)
     workloads = {str(row.get("uid")): row for row in _items(client, "/v1/workloads")}
     endpoints = [{**workloads.get(str(one.get("workload")), {}), **one} for one in service.get("endpoints", [])]
-    behind = [workloads[uid] for uid in sorted({str(one["workload"]) for one in endpoints}) if uid in workloads]
+    behind = {str(one["workload"]) for one in endpoints}
+
+    def leads_here(row: Row) -> bool:  # the destination's node doesn't see by which service its workload was found
+        at_destination = row.get("reporter") == "destination" and not row.get("service")
+        return _sides(row)[1] in behind if at_destination else row.get("service") == service.get("hostname")
+
     pairs = [
         ("Service", f"{namespace}/{name}"),
         ("Host name", str(service.get("hostname", ""))),
         ("Addresses", plain(service.get("addresses"))),
         ("Ports", plain(columns.port_names(service))),
     ]
+    concerned = [workloads[uid] for uid in sorted(behind) if uid in workloads]
     return [
         fields(pairs),
         _section("Endpoints", endpoints, _ENDPOINTS) or "Endpoints: none; a connection to it is refused\n",
-        _section("Policies on its workloads", _policies_on(client, behind), _POLICIES),
-        _section("Edges", _edges(client, lambda row: row.get("service") == service.get("hostname")), columns.EDGES),
+        _section("Policies on its workloads", _policies_on(client, concerned), _POLICIES),
+        _section("Edges", _edges(client, leads_here), columns.EDGES),
     ]
 
 

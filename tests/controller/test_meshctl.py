@@ -18,6 +18,7 @@ from controller.cli import cli, main
 from controller.cli.kinds import plural, singular
 from tests.unix_api import Api, Request, Result, Terminal, bash_completes, invoke, serving
 
+ROOT = Path(__file__).parents[2]
 POLICY = """\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -306,6 +307,8 @@ def test_describe_service_shows_its_endpoints_policies_and_edges(meshctl: Meshct
     assert ["10.77.1.2", "8080", "shop/web", "node-b", "yes"] in [line.split() for line in out.splitlines()]
     assert ["AuthorizationPolicy", "shop", "web", "DENY"] in [line.split() for line in out.splitlines()]
     assert "shop/client" in out
+    meshctl.api.answers["GET /v1/edges"] = {"items": [{**EDGE, "service": ""}, {**EDGE, "service": "other.shop"}]}
+    assert meshctl("describe", "service", "web", "-n", "shop").out.count("shop/client") == 1
 
 
 def test_describe_workload_shows_identity_services_and_policies_that_select_it(meshctl: Meshctl) -> None:
@@ -488,5 +491,11 @@ def test_every_command_has_help_with_an_example_that_is_not_rewrapped(
 
 
 def test_every_command_is_in_the_reference() -> None:
-    reference = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
+    reference = (ROOT / "docs/reference/cli.md").read_text()
     assert [names for names in _commands(cli) if f"`meshctl {' '.join(names)}" not in reference] == []
+
+
+def test_nodectl_and_meshctl_behave_alike_at_the_terminal() -> None:
+    """Their rooms may share only what does no I/O, so the module is there twice; it must not drift apart."""
+    texts = [(ROOT / path / "terminal.py").read_text() for path in ("noded/control/cli", "controller/cli")]
+    assert texts[0].replace("nodectl", "meshctl") == texts[1]

@@ -354,13 +354,16 @@ def test_a_pipe_gets_no_colours_and_a_terminal_only_without_no_color(nodectl: No
             assert ("\x1b[32mready\x1b[0m" in terminal.shown) is coloured
 
 
-def test_a_watch_on_a_terminal_redraws_until_interrupted_and_leaves_the_screen_as_it_was(nodectl: Nodectl) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_watch_on_a_terminal_redraws_until_interrupted_and_leaves_the_screen_as_it_was(
+    nodectl: Nodectl, ending: signal.Signals
+) -> None:
     args = ("--socket", nodectl.path, "connections", "--watch", "--interval", "0.1")
     with Terminal("noded.control.cli", *args) as terminal:
         terminal.wait_for("10.77.1.2:8080")
         nodectl.answers(GET_connections={"items": [{**CONNECTION, "destination": "10.77.9.9:99"}]})
         terminal.wait_for("10.77.9.9:99")
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.process.send_signal(ending)
         assert terminal.ended() == 0
     assert terminal.shown.startswith("\x1b[?1049h")
     assert terminal.shown.endswith("\x1b[?1049l")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import threading
 import time
@@ -75,6 +76,7 @@ def watch(
     redraw = look.tabular and sys.stdout.isatty()
     try:
         if redraw:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # else it would leave the screen as it is
             click.echo(ENTER, nl=False)
         while True:
             rows, now = fetch(), time.time()
