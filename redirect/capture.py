@@ -37,6 +37,11 @@ class Capture:
         self._netns = netns
         self._mark = mark
 
+    def plan(self) -> Plan:
+        """What `apply` would put in place."""
+        with self._inside():
+            return self._plan_here()
+
     def apply(self) -> None:
         """Capture connections that begin from now on; those there are go on. Replaces what an earlier run left.
 
@@ -44,7 +49,7 @@ class Capture:
         in place; `apply` again or `undo`.
         """
         with self._inside():
-            wanted = self._plan()
+            wanted = self._plan_here()
             routes.write(wanted)  # first: nothing uses them before the rules do
             for family in wanted.families:
                 tables.write(family, wanted)
@@ -52,7 +57,7 @@ class Capture:
     def verify(self) -> list[str]:
         """How the kernel's state differs from the plan, a sentence each; empty if it doesn't. Never names the mark."""
         with self._inside():
-            wanted = self._plan()
+            wanted = self._plan_here()
             drift = _route_drift(wanted)
             for family in wanted.families:
                 drift += _table_drift(family, wanted)
@@ -61,7 +66,7 @@ class Capture:
     def undo_syn(self) -> None:
         """Capture no new connection; those captured go on until they end. `verify` then reports what is missing."""
         with self._inside():
-            draining = self._plan().draining()
+            draining = self._plan_here().draining()
             for family in draining.families:
                 if tables.present(family):
                     tables.write(family, draining)
@@ -86,7 +91,7 @@ class Capture:
         except (NamespaceError, routes.RouteError, tables.TableError, OSError) as error:
             raise CaptureError(f"capture in {self._netns}: {error}") from error
 
-    def _plan(self) -> Plan:
+    def _plan_here(self) -> Plan:
         return plan(Facts(mark=self._mark, interfaces=routes.interfaces(), ipv6=routes.kernel_has_ipv6()))
 
 

@@ -53,6 +53,20 @@ def open_netns(path: str) -> int:
     return fd
 
 
+def new_netns() -> int:
+    """A descriptor of a new network namespace, which lives as long as something refers to it; the caller closes it."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.unshare(_CLONE_NEWNET) != 0:
+            raise NamespaceError(f"making a network namespace: {os.strerror(ctypes.get_errno())}")
+        try:
+            return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            _return(home)
+    finally:
+        os.close(home)
+
+
 def _is_netns(fd: int) -> bool:
     """Whether the descriptor is of a network namespace: the kernel knows its kind (`man 2 ioctl_ns`)."""
     try:
@@ -67,11 +81,17 @@ def _setns(fd: int) -> None:
         raise NamespaceError(f"entering a network namespace: {os.strerror(code)}; noded needs CAP_SYS_ADMIN")
 
 
+def _return(home: int) -> None:
+    """Back to where the thread was, or the end: it would go on under a workload's rules and routes."""
+    if _libc.setns(home, _CLONE_NEWNET) != 0:
+        os.abort()
+
+
 @contextlib.contextmanager
 def inside(fd: int) -> Iterator[None]:
     """Run the body in the network namespace `fd`, then return to where the thread was. No await in the body.
 
-    A thread that cannot come back would go on in a workload's namespace, under its rules and routes: the process ends.
+    Raises `NamespaceError` if it can't be entered; if the way back fails, the process ends.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -79,8 +99,7 @@ def inside(fd: int) -> Iterator[None]:
         try:
             yield
         finally:
-            if _libc.setns(home, _CLONE_NEWNET) != 0:
-                os.abort()
+            _return(home)
     finally:
         os.close(home)
 

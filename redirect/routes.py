@@ -43,6 +43,12 @@ def interfaces() -> tuple[Interface, ...]:
     return tuple(Interface(name, index, ipv6=_ipv6_enabled(name)) for name, index in links)
 
 
+def raise_loopback() -> None:
+    """Bring lo up, in a namespace that is ours."""
+    with IPRoute() as netlink:
+        netlink.link("set", index=1, state="up")
+
+
 def _ipv6_enabled(interface: str) -> bool:
     try:
         return Path(f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").read_text().strip() == "0"

@@ -59,14 +59,14 @@ class Host:
     def address(self, family: int) -> str:
         return self.v4 if family == socket.AF_INET else self.v6
 
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+    def open(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         with inside(self.fd):
             sock = socket.socket(family, kind, protocol)
         sock.settimeout(SECONDS)
         return sock
 
     def listen(self, address: str, port: int = 0, *, backlog: int = 128) -> socket.socket:
-        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        sock = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address, port))
         sock.listen(backlog)
@@ -249,7 +249,7 @@ class Proxy:
 
     def _dial(self, seen: Accepted) -> socket.socket:
         family = socket.AF_INET6 if ":" in seen.original[0] else socket.AF_INET
-        sock = self._pod.socket(family)
+        sock = self._pod.open(family)
         set_mark(sock, self._mark)
         if seen.port == INBOUND:
             transparent(sock)
