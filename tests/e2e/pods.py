@@ -177,6 +177,11 @@ class Bed:
         """The list that the noded of a pod's host answers with."""
         return self.testbed.node_api(self.node(pod), "GET", path)["items"]
 
+    def connections(self, pod: str) -> list[dict[str, Any]]:
+        """A pod's live connections through its noded."""
+        uid = self.testbed.spec.pod(pod).uid
+        return [connection for connection in self.api(pod, "/connections") if connection["workload"] == uid]
+
     def log(self, pod: str) -> str:
         """All that the noded of a pod's host has logged."""
         return self.testbed.processes.log(f"node/{self.node(pod).name}").read_text(errors="replace")

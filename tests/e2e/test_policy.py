@@ -59,7 +59,10 @@ def test_strict_refuses_plaintext_and_nothing_else(bed: Bed, web: Server) -> Non
         ('action: DENY\nrules: [{from: [{source: {namespaces: ["other"]}}]}]', {"client", "near", "outsider"}),
         ('action: ALLOW\nrules: [{from: [{source: {namespaces: ["shop"]}}]}]', {"client", "near"}),
         ('action: ALLOW\nrules: [{from: [{source: {serviceAccounts: ["shop/near"]}}]}]', {"near"}),
-        ('action: ALLOW\nrules: [{from: [{source: {notPrincipals: ["*/sa/client"]}}]}]', {"near", "stranger"}),
+        (
+            'action: ALLOW\nrules: [{from: [{source: {notPrincipals: ["*/sa/client"]}}]}]',
+            {"near", "stranger", "outsider"},
+        ),
         ('action: ALLOW\nrules: [{from: [{source: {ipBlocks: ["10.77.2.0/24"]}}]}]', {"stranger", "outsider"}),
         ('action: DENY\nrules: [{to: [{operation: {ports: ["8080"]}}]}]', set()),
         ('action: DENY\nrules: [{to: [{operation: {ports: ["80"]}}]}]', {"client", "near", "stranger", "outsider"}),

@@ -39,7 +39,7 @@ spec: {mtls: {mode: STRICT}}
 URL = ("curl", "-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "http://web.shop.svc.cluster.local/")
 
 
-def testbed(*words: str) -> subprocess.CompletedProcess[str]:
+def typed(*words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-P", "-m", "testbed", *words]
     return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
 
@@ -50,7 +50,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "shop.yaml").write_text(FILE)
     (folder / "policy.yaml").write_text(POLICY)
     try:
-        done = testbed("up", str(folder / "shop.yaml"))
+        done = typed("up", str(folder / "shop.yaml"))
         assert done.returncode == 0, done.stderr
         yield done.stdout
     finally:
@@ -60,7 +60,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_up_says_what_it_made_and_status_says_it_again(up: str) -> None:
     for made in ("node-a", "node-b", "shop/client", "shop/web", "10.77.2.2"):
         assert made in up
-    facts = json.loads(testbed("-n", NAME, "status", "-o", "json").stdout)
+    facts = json.loads(typed("-n", NAME, "status", "-o", "json").stdout)
     assert {pod["name"]: (pod["mesh"], pod["program"]) for pod in facts["pods"]} == {
         "client": ("ready", "none"),
         "web": ("ready", "running"),
@@ -70,36 +70,36 @@ def test_up_says_what_it_made_and_status_says_it_again(up: str) -> None:
 
 def test_a_program_in_a_pod_reaches_another_by_its_services_name(up: str) -> None:
     def ok() -> bool:
-        return testbed("exec", "-n", NAME, "client", "--", *URL).stdout == "200"
+        return typed("exec", "-n", NAME, "client", "--", *URL).stdout == "200"
 
     eventually(ok)
 
 
 def test_nodectl_works_on_a_node_and_meshctl_on_the_controllers_host(up: str) -> None:
-    status = json.loads(testbed("-n", NAME, "node", "node-b", "--", "nodectl", "status", "-o", "json").stdout)
+    status = json.loads(typed("-n", NAME, "node", "node-b", "--", "nodectl", "status", "-o", "json").stdout)
     assert status["node"] == "node-b"
-    assert "strict" in testbed("-n", NAME, "meshctl", "get", "peerauthentications", "--namespace", "shop").stdout
+    assert "strict" in typed("-n", NAME, "meshctl", "get", "peerauthentications", "--namespace", "shop").stdout
 
 
 def test_a_killed_noded_shows_and_comes_back(up: str) -> None:
-    assert testbed("-n", NAME, "kill", "node-b").returncode == 0
-    assert "is not running" in testbed("-n", NAME, "kill", "node-b").stderr
-    facts = json.loads(testbed("-n", NAME, "status", "-o", "json").stdout)
+    assert typed("-n", NAME, "kill", "node-b").returncode == 0
+    assert "is not running" in typed("-n", NAME, "kill", "node-b").stderr
+    facts = json.loads(typed("-n", NAME, "status", "-o", "json").stdout)
     assert [node["noded"] for node in facts["nodes"]] == ["running", "dead"]
-    assert testbed("-n", NAME, "exec", "client", "--", *URL).returncode != 0
-    restarted = testbed("-n", NAME, "restart", "node-b")
+    assert typed("-n", NAME, "exec", "client", "--", *URL).returncode != 0
+    restarted = typed("-n", NAME, "restart", "node-b")
     assert restarted.returncode == 0, restarted.stderr
-    assert testbed("-n", NAME, "exec", "client", "--", *URL).stdout == "200"
+    assert typed("-n", NAME, "exec", "client", "--", *URL).stdout == "200"
 
 
 def test_logs_are_there_for_daemons_and_programs(up: str) -> None:
-    assert "{" in testbed("-n", NAME, "logs", "controller").stdout
-    assert "node-a" in testbed("-n", NAME, "logs", "node-a").stdout
-    assert "GET / HTTP/1.1" in testbed("-n", NAME, "logs", "web").stdout
+    assert "{" in typed("-n", NAME, "logs", "controller").stdout
+    assert "node-a" in typed("-n", NAME, "logs", "node-a").stdout
+    assert "GET / HTTP/1.1" in typed("-n", NAME, "logs", "web").stdout
 
 
 def test_an_unknown_pod_is_answered_with_those_there_are(up: str) -> None:
-    done = testbed("-n", NAME, "exec", "nobody", "--", "true")
+    done = typed("-n", NAME, "exec", "nobody", "--", "true")
     assert (done.returncode, "shop/client" in done.stderr) == (1, True)
 
 
@@ -107,10 +107,10 @@ def test_down_leaves_nothing_even_after_everything_crashed(up: str) -> None:
     namespaces = network.remaining(NAME)
     for pid in network.processes(namespaces):
         os.kill(pid, 9)
-    done = testbed("down", NAME)
+    done = typed("down", NAME)
     assert (done.returncode, done.stderr) == (0, "")
     assert network.remaining(NAME) == []
     assert network.processes(namespaces) == []
     assert NAME not in mesh.names()
     assert NAME not in Path("/proc/mounts").read_text()
-    assert "is not up" in testbed("down", NAME).stderr
+    assert "is not up" in typed("down", NAME).stderr

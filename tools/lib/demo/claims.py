@@ -140,11 +140,16 @@ def enforced(story: Story, shop: Shop) -> None:
     story.check(order.get("voucher") == shop.voucher, "the API still gets its voucher")
     node = shop.node(shop.redis)
     story.tell(f"The reason, from {node.name}'s access log (tools/testbed logs {node.name}):")
-    denials = [
-        line
-        for line in shop.bed.processes.log(f"node/{node.name}").read_text(errors="replace").splitlines()
-        if "redis-for-the-api" in line and shop.principal(shop.web) in line
-    ]
+    denials: list[str] = []
+
+    def logged() -> bool:
+        log = shop.bed.processes.log(f"node/{node.name}").read_text(errors="replace")
+        denials[:] = [
+            line for line in log.splitlines() if "redis-for-the-api" in line and shop.principal(shop.web) in line
+        ]
+        return bool(denials)
+
+    _until(logged)
     for line in denials[-1:]:
         story.evidence(line)
     story.check(bool(denials), "the log names the policy and the identity that was refused")
