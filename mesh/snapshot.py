@@ -216,7 +216,7 @@ def _changed(
     for new in added:
         forget(key_of(new))
         objects[key_of(new)] = new
-        for address in dict.fromkeys(new.addresses):
+        for address in new.addresses:
             claims[address] = tuple(sorted([*claims.get(address, ()), new], key=order))
     return objects, claims
 

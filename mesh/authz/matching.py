@@ -163,16 +163,13 @@ def _blocks(values: tuple[str, ...]) -> _Among:
 
 
 def _names(values: tuple[str, ...]) -> _Among:
-    """Any of some strings: exact, `prefix*`, `*suffix`, or `*` for presence. A `*` anywhere else is itself."""
-    present = "*" in values
+    """Any of some strings: exact, `prefix*`, `*suffix`, or `*` (every suffix) for presence. Any other `*` is itself."""
     suffixes = tuple(value[1:] for value in values if value.startswith("*"))
     prefixes = tuple(value[:-1] for value in values if value.endswith("*") and not value.startswith("*"))
     exact = frozenset(value for value in values if "*" not in (value[:1], value[-1:]))
 
     def among(name: str | None) -> bool:
-        if name is None:
-            return False
-        return present or name in exact or name.startswith(prefixes) or name.endswith(suffixes)
+        return name is not None and (name in exact or name.startswith(prefixes) or name.endswith(suffixes))
 
     return among
 

@@ -258,6 +258,7 @@ def test_sources_operations_and_every_condition_must_match() -> None:
         Rule(sources=(Source(),)),
         Rule(operations=(Operation(),)),
         Rule(sources=(Source(ip_blocks=("10.77.0.1", "10.77.0.0/99")),)),
+        Rule(sources=(Source(namespaces=("shop",), not_ip_blocks=("10.77.0.0/99",)),)),
         Rule(conditions=(Condition("destination.port", (), ("http",)),)),
     ],
 )
@@ -343,9 +344,34 @@ def test_a_verdict_is_remembered_by_what_it_depends_on() -> None:
     by_address = authorizer(deny(source(ip_blocks=("10.77.0.9",))))
     assert by_address.check(PEER) is by_address.check(PEER._replace())
     assert isinstance(by_address.check(PEER._replace(source_ip="10.77.0.9")), Denial)
-    by_condition = authorizer(deny(Rule(conditions=(Condition("source.ip", (), ("10.77.0.9",)),))))
-    assert isinstance(by_condition.check(PEER), Denial)
-    assert isinstance(by_condition.check(PEER._replace(source_ip="10.77.0.9")), Permit)
+    for rule in (
+        Rule(conditions=(Condition("source.ip", (), ("10.77.0.9",)),)),
+        Rule(sources=(Source(not_ip_blocks=("10.77.0.9",)),)),
+    ):
+        checks = authorizer(deny(rule))
+        assert isinstance(checks.check(PEER), Denial)
+        assert isinstance(checks.check(PEER._replace(source_ip="10.77.0.9")), Permit)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PLAINTEXT,
+        PEER._replace(identity=replace(CLIENT, service_account="web")),
+        PEER._replace(identity=replace(CLIENT, trust_domain="td")),
+        PEER._replace(destination_ip="10.77.0.3"),
+        PEER._replace(destination_port=8081),
+    ],
+)
+def test_a_remembered_verdict_is_not_given_to_another_peer(other: Peer) -> None:
+    conditions = (
+        Condition("source.principal", ("cluster.local/ns/shop/sa/client",)),
+        Condition("destination.ip", ("10.77.0.2",)),
+        Condition("destination.port", ("8080",)),
+    )
+    checks = authorizer(allow(Rule(conditions=conditions)))
+    assert isinstance(checks.check(PEER), Permit)
+    assert isinstance(checks.check(other), Denial)
 
 
 def test_remembered_verdicts_are_bounded() -> None:
