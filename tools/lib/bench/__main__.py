@@ -132,8 +132,9 @@ def main() -> int:
         say("tools/bench: interrupted")
         return 130
     print(
-        f"{os.cpu_count()} cores for the load, the server and the proxies together, {others:.0%} busy with other things "
-        f"between rounds; Linux {platform.release()}; medians of {options.rounds} rounds of {options.seconds:g} s\n"
+        f"{os.cpu_count()} cores for the load, the server and the proxies together, "
+        f"{others:.0%} busy with other things between rounds; Linux {platform.release()}; "
+        f"medians of {options.rounds} rounds of {options.seconds:g} s\n"
     )
     print(figures.table(results))
     for path, series in results.items():
