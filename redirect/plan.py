@@ -21,8 +21,11 @@ What a pod can do with CAP_NET_RAW (SO_MARK, IP_TRANSPARENT, raw sockets) or wit
 - Whatever else happens, POSTROUTING lets no SYN and no packet of a captured connection out of the namespace unless it
   has `M`.
 
-A pod that can open packet sockets (AF_PACKET, part of CAP_NET_RAW) writes frames below netfilter and can read marks off
-them. No rule here stops that. It gains the standing of a host outside the mesh: no identity, refused under STRICT.
+- `M` is taken off each packet before it leaves netfilter, so neither a packet socket nor an app's accepted socket
+  (tcp_fwmark_accept) shows it.
+
+What no rule here stops: packet sockets (AF_PACKET, part of CAP_NET_RAW) write frames below netfilter. A pod with its
+own TCP stack on one has the standing of a host outside the mesh: no identity, refused under STRICT.
 
 rp_filter, accept_local, route_localnet and src_valid_mark need no change: packets rerouted over lo carry their route
 with them and never meet the source check, and packets from the wire are given no mark (the tests switch both on).
@@ -202,4 +205,6 @@ def _rules(mark: int) -> tuple[Rule, ...]:
         Rule(post, "DROP", (), (syn, not_proxy), out_interface="!lo", captures=True),
         Rule(post, "DROP", (), (is_(OUTBOUND), not_proxy), out_interface="!lo"),
         Rule(post, "DROP", (), (is_(RELAYED), not_proxy), out_interface="!lo"),
+        # Packet sockets can read the marks of what they tap (SO_RCVMARK), and they tap after this.
+        Rule(post, "MARK", (("set-xmark", "0x0/0xffffffff"),), (proxy,)),
     )

@@ -19,6 +19,7 @@ from tests.redirect.pods import (
     INBOUND,
     OUTBOUND,
     SECONDS,
+    SO_MARK,
     Tap,
     World,
     exchange,
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.root
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=("IPv4", "IPv6"))
 
 SO_BINDTODEVICE = 25
+SO_RCVMARK = 75
+ETH_P_ALL = 0x0003
 IPPROTO_MPTCP = 262
 MSG_FASTOPEN = 0x20000000
 
@@ -156,6 +159,45 @@ def test_marking_a_captured_connection_afterwards_does_not_free_it(world: World,
             set_mark(sock, value)
             exchange(sock)
             assert not world.tap.from_port(sock.getsockname()[1])
+
+
+@each_family
+@pytest.mark.parametrize("applied", [False, True], ids=("without capture", "with capture"))
+def test_packet_sockets_do_not_show_the_proxys_mark(world: World, family: int, applied: bool) -> None:
+    with world.proxy(), world.echo(world.peer, family) as there, world.echo(world.pod, family) as here:
+        if applied:
+            world.capture.apply()
+        with contextlib.ExitStack() as stack:
+            taps = []
+            for device in ("lo", "eth0"):
+                tap = stack.enter_context(world.pod.open(socket.AF_PACKET, socket.SOCK_RAW))
+                tap.setsockopt(socket.SOL_SOCKET, SO_RCVMARK, 1)
+                tap.bind((device, ETH_P_ALL))
+                tap.setblocking(False)
+                taps.append(tap)
+            for echo, source, target in (
+                (there, world.pod.address(family), world.peer.address(family)),
+                (here, world.peer.address(family), world.pod.address(family)),
+            ):
+                with world.pod.open(family) as sock:
+                    set_mark(sock, world.mark)
+                    transparent(sock)
+                    sock.bind((source, 0))
+                    if applied or echo is there:
+                        sock.connect((target, echo.port))
+                        exchange(sock)
+            seen = [marks_seen(tap) for tap in taps]
+        assert seen[1], "the tap must see the proxy's packets"
+        assert (world.mark in seen[0] | seen[1]) is not applied
+
+
+def marks_seen(tap: socket.socket) -> set[int]:
+    marks = set()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            _data, ancillary, _flags, _address = tap.recvmsg(100, socket.CMSG_SPACE(4))
+            marks |= {struct.unpack("=I", data)[0] for _level, kind, data in ancillary if kind == SO_MARK}
+    return marks
 
 
 @each_family

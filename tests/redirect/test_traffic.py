@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -20,6 +21,8 @@ from tests.redirect.pods import (
     exchange,
     read_all,
     read_line,
+    set_mark,
+    transparent,
 )
 
 pytestmark = pytest.mark.root
@@ -110,10 +113,13 @@ def test_much_data_passes_both_ways(world: World, family: int) -> None:
 
 
 @each_family
-def test_strict_source_checks_do_not_disturb_capture(world: World, family: int) -> None:
+def test_sysctls_that_concern_sources_and_marks_do_not_disturb_capture(world: World, family: int) -> None:
+    """Strict reverse-path filter, and marks considered by it, reflected in resets and inherited by accepted sockets."""
     for setting in ("rp_filter", "src_valid_mark"):
         for interface in ("all", "default", "lo", "eth0"):
             world.pod.sysctl(f"net.ipv4.conf.{interface}.{setting}", 1)
+    for setting in ("ipv4.fwmark_reflect", "ipv4.tcp_fwmark_accept", "ipv6.fwmark_reflect"):
+        world.pod.sysctl(f"net.{setting}", 1)
     with world.proxy() as proxy, world.echo(world.peer, family) as there, world.echo(world.pod, family) as here:
         world.capture.apply()
         with world.pod.open(family) as client:
@@ -123,6 +129,82 @@ def test_strict_source_checks_do_not_disturb_capture(world: World, family: int) 
             client.connect((world.pod.address(family), here.port))
             assert exchange(client)[0] == world.peer.address(family)
         assert [seen.port for seen in proxy.accepted] == [OUTBOUND, INBOUND]
+        with pytest.raises(ConnectionRefusedError):
+            dial_app(world, family, closed_port(world, family))
+
+
+def dial_app(world: World, family: int, port: int) -> socket.socket:
+    """What the proxy does for a tunnel: a connection to the app from the peer's address."""
+    sock = world.pod.open(family)
+    set_mark(sock, world.mark)
+    transparent(sock)
+    sock.bind((world.peer.address(family), 0))
+    try:
+        sock.connect((world.pod.address(family), port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def closed_port(world: World, family: int) -> int:
+    with world.pod.listen(world.pod.address(family)) as sock:
+        return int(sock.getsockname()[1])
+
+
+@each_family
+def test_a_closed_port_of_the_app_refuses_the_proxy_at_once(world: World, family: int) -> None:
+    world.capture.apply()
+    with pytest.raises(ConnectionRefusedError):
+        dial_app(world, family, closed_port(world, family))
+    assert not world.tap.packets(), "the refusal must stay in the pod"
+
+
+@each_family
+def test_the_proxy_reaches_its_own_pod_from_the_pods_address(world: World, family: int) -> None:
+    """A pod that calls itself through its service: the tunnel, and what comes out of it, stay in the namespace."""
+    with world.proxy() as proxy, world.echo(world.pod, family) as echo:
+        world.capture.apply()
+        for port in (echo.port, HBONE):
+            with world.pod.open(family) as sock:
+                set_mark(sock, world.mark)
+                sock.bind((world.pod.address(family), 0))
+                if port == HBONE:
+                    assert refused(sock, (world.pod.address(family), port))
+                else:
+                    sock.connect((world.pod.address(family), port))
+                    exchange(sock)
+        assert [seen.port for seen in proxy.accepted] == [HBONE]
+        assert not world.tap.packets()
+
+
+@each_family
+def test_applying_again_under_load_loses_no_connection_and_lets_none_out(world: World, family: int) -> None:
+    with world.proxy() as proxy, world.echo(world.peer, family) as there, world.echo(world.pod, family) as here:
+        world.capture.apply()
+        ports: list[int] = []
+        stop = threading.Event()
+
+        def connect(client_host: Host, target: tuple[str, int]) -> None:
+            while not stop.is_set():
+                with client_host.open(family) as client:
+                    client.connect(target)
+                    exchange(client)
+                    ports.append(client.getsockname()[1])
+
+        with ThreadPoolExecutor(4) as pool:
+            try:
+                loads = [
+                    pool.submit(connect, host, (server.address(family), echo.port))
+                    for host, server, echo in ((world.pod, world.peer, there), (world.peer, world.pod, here)) * 2
+                ]
+                for _ in range(25):
+                    world.capture.apply()
+            finally:
+                stop.set()
+            for load in loads:
+                load.result()
+        assert sorted(ports) == sorted(seen.client[1] for seen in proxy.accepted)
 
 
 @each_family
