@@ -51,7 +51,7 @@ class Outbound:
     async def _held(self, local: LocalWorkload, flow: Flow, client: socket.socket, target: Target) -> None:
         node = self._node
         node.tracker.count("held")
-        flow.carrier = _Waiting(flow, client)
+        waiting = flow.carrier = _Waiting(flow, client)
         found = [target]
 
         def resolved() -> bool:
@@ -62,13 +62,13 @@ class Outbound:
         try:
             known = await node.hold(resolved)
         except BaseException:
-            flow.carrier.abort("the worker is ending")
+            waiting.abort("the worker is ending")
             raise
         if flow.finished:
             return
         if not known:
             node.tracker.count("reset_unknown")
-            flow.carrier.abort(f"{found[0].reason}; waited {node.hold_seconds:g} s", found[0].flags)
+            waiting.abort(f"{found[0].reason}; waited {node.hold_seconds:g} s", found[0].flags)
             return
         self._go(local, flow, client, found[0])
 

@@ -118,6 +118,7 @@ class Flow:
             tally.closed += 1
         else:
             tally.failed += 1
+        self.carrier = None  # they point at each other: without the collector's help both go now
         self._tracker.finished(self, flags, reason, received, sent)
 
     def count_bytes(self) -> tuple[int, int]:
