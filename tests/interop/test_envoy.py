@@ -248,6 +248,8 @@ async def test_our_outbound_tunnels_to_envoy_which_sees_our_identity(
     assert connection["destination_identity"] == identity("server")
     assert logged["peer"] == identity("client")
     assert logged["authority"] == f"{server.address}:8080"
+    assert logged["forwarded"] == f'for="{connection["source"]}"'
+    assert "k8s.namespace.name=shop" in str(logged["baggage"]).split(",")
     assert logged["received"] == logged["sent"] == len(b"hello") + len(data)
 
 

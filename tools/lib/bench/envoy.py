@@ -285,6 +285,8 @@ def _access_log(path: Path | None) -> Config:
         "source": "%DOWNSTREAM_REMOTE_ADDRESS%",
         "destination": "%DOWNSTREAM_LOCAL_ADDRESS%",
         "authority": "%REQ(:AUTHORITY)%",
+        "forwarded": "%REQ(FORWARDED)%",
+        "baggage": "%REQ(BAGGAGE)%",
         "peer": "%DOWNSTREAM_PEER_URI_SAN%",
         "upstream": "%UPSTREAM_HOST%",
         "received": "%BYTES_RECEIVED%",
