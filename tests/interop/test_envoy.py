@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
+
 from bench import envoy
 from bench.certificates import Authority
-
 from mesh.model import Action, Policy, Rule, Source
 from redirect.capture import Capture, new_mark
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgpack
 import trio
-from bench.certificates import Credentials
 
+from bench.certificates import Credentials
 from mesh.model import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, EdgeReport, MeshConfig, Policy, Workload
 from mesh.sync import Update
 from noded import link
