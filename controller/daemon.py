@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -16,8 +17,9 @@ from controller.api import Api
 from controller.ca import Authority
 from controller.config import Config
 from controller.enrol import Enroller
-from controller.http import serve, tcp_listener, unix_listener
+from controller.http import serve
 from controller.link import LinkServer, ServerTls
+from controller.listeners import tcp_listener, unix_listener
 from controller.metrics import Metrics
 from controller.publish import Publisher
 from controller.resources import Resources
@@ -88,21 +90,27 @@ class Daemon:
     async def run(self, *, task_status: trio.TaskStatus[Ports] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT; reports the TCP ports once everything listens.
 
-        Raises `OSError` if an address cannot be had.
+        Raises `ListenError` if an address cannot be had.
         """
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.publisher.run)
-                listeners = await nursery.start(self.link.serve, self.config.listen)
-                monitoring = tcp_listener(self.config.monitoring_address)
-                ports = Ports(listeners[0].socket.getsockname()[1], monitoring.getsockname()[1])
-                await nursery.start(serve, self.api.monitoring(), monitoring)
-                path = self.config.run_dir / "controller.sock"
-                await nursery.start(serve, self.api.application(), unix_listener(path))
-                _log.info("serving", extra={"listen": str(self.config.listen), "socket": str(path), "pid": os.getpid()})
-                task_status.started(ports)
-                async for signum in signals:
-                    _log.info("stopping", extra={"signal": signal.Signals(signum).name})
-                    break
-                nursery.cancel_scope.cancel()
-        path.unlink(missing_ok=True)
+        path = self.config.run_dir / "controller.sock"
+        with ExitStack() as stack:
+            link = stack.enter_context(tcp_listener(self.config.listen, "listen"))
+            monitoring = stack.enter_context(tcp_listener(self.config.monitoring_address, "monitoringAddress"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            local = stack.enter_context(unix_listener(path))
+            stack.callback(path.unlink, missing_ok=True)
+            ports = Ports(link.getsockname()[1], monitoring.getsockname()[1])
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.publisher.run)
+                    nursery.start_soon(self.link.serve, link)
+                    await nursery.start(serve, self.api.monitoring(), monitoring)
+                    await nursery.start(serve, self.api.application(), local)
+                    _log.info(
+                        "serving", extra={"listen": str(self.config.listen), "socket": str(path), "pid": os.getpid()}
+                    )
+                    task_status.started(ports)
+                    async for signum in signals:
+                        _log.info("stopping", extra={"signal": signal.Signals(signum).name})
+                        break
+                    nursery.cancel_scope.cancel()

@@ -1,10 +1,8 @@
-"""Hypercorn under trio, on sockets that are made here: a unix socket that is never open to others, and plain TCP."""
+"""Hypercorn under trio, on a socket that somebody else made."""
 
 from __future__ import annotations
 
-import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -14,32 +12,7 @@ from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 
-from controller.config import Address
-
-_BACKLOG = 128
-
-
-def unix_listener(path: Path) -> socket.socket:
-    """Listen on a path that only the owner may open. One left by a controller that was killed is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    previous = os.umask(0o177)  # `chmod` after `bind` would leave it open for a moment
-    try:
-        listener.bind(str(path))
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.umask(previous)
-    return listener
-
-
-def tcp_listener(address: Address) -> socket.socket:
-    """Listen on TCP. Raises `OSError`."""
-    return socket.create_server(
-        (address.host, address.port), family=socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    )
+from controller.listeners import BACKLOG
 
 
 async def serve(
@@ -49,9 +22,9 @@ async def serve(
     config = HypercornConfig()
     config.accesslog = config.errorlog = None
     config.include_server_header = False
-    config.backlog = _BACKLOG
+    config.backlog = BACKLOG
     listener.setblocking(False)
-    listener.listen(_BACKLOG)
+    listener.listen(BACKLOG)
     try:
         await worker_serve(
             wrap_app(application, config.wsgi_max_body_size, None),  # type: ignore[arg-type]

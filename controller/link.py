@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,7 +18,6 @@ import trio
 from cryptography import x509
 
 from controller.ca import Authority
-from controller.config import Address
 from controller.enrol import Refusal
 from controller.session import Broken, NodeStatus, Parts, Session
 from mesh.codec import DecodeError
@@ -105,12 +105,9 @@ class LinkServer:
             scope.cancel()
         self.statuses.pop(node, None)
 
-    async def serve(
-        self, address: Address, *, task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED
-    ) -> NoReturn:
-        """Listen and serve until cancelled. Raises `OSError` if the address cannot be had."""
-        listeners = await trio.open_tcp_listeners(address.port, host=address.host)
-        await trio.serve_listeners(self._handle, listeners, task_status=task_status)
+    async def serve(self, listener: socket.socket) -> NoReturn:
+        """Serve on the listener, which it owns, until cancelled."""
+        await trio.serve_listeners(self._handle, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
 
     async def _handle(self, tcp: trio.SocketStream) -> None:
         self.accepted += 1

@@ -12,6 +12,7 @@ from controller import logs
 from controller.ca import CaError
 from controller.config import ConfigError, load
 from controller.daemon import Daemon
+from controller.listeners import ListenError
 from controller.store import StoreError
 
 
@@ -35,8 +36,8 @@ def main(path: Path) -> None:
         raise click.ClickException(str(error)) from error
     try:
         trio.run(daemon.run)
-    except* OSError as group:
-        raise click.ClickException("; ".join(map(str, group.exceptions))) from group
+    except ListenError as error:
+        raise click.ClickException(str(error)) from error
     finally:
         daemon.close()
     sys.exit(0)

@@ -19,6 +19,8 @@ from controller.schema.problem import Problem
 _MAX_DEPTH = 64
 _MAX_VALUES = 200_000
 """Over one text, aliases expanded: bounds what a few nested aliases can grow to."""
+_TOO_MUCH = ("too deeply nested or too many values", "split it; aliases count as copies")
+_COLLECTIONS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
 _SEPARATOR = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CONSTRUCT = yaml.constructor.SafeConstructor()
@@ -71,6 +73,7 @@ def read(file: str, text: str) -> tuple[list[Document], list[Problem]]:
     reader = _Reader(file)
     for offset, chunk in _chunks(text):
         try:
+            _check_depth(file, offset, chunk)
             for node in yaml.compose_all(chunk, Loader=_Loader):
                 reader.offset = offset
                 value = reader.value(node, (), 0)
@@ -81,8 +84,6 @@ def read(file: str, text: str) -> tuple[list[Document], list[Problem]]:
             problems.append(bad.problem)
         except yaml.YAMLError as error:
             problems.append(_syntax(file, offset, error))
-        except RecursionError:
-            problems.append(Problem(file, offset + 1, 1, "", "the document is nested too deeply"))
         if reader.exhausted:
             break
     return documents, problems
@@ -98,6 +99,19 @@ def _chunks(text: str) -> Iterator[tuple[int, str]]:
         starts = [0, *starts[2:]]
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         yield text.count("\n", 0, start), text[start:end]
+
+
+def _check_depth(file: str, offset: int, chunk: str) -> None:
+    """Refuse deep nesting before composing, which recurses in C and takes the process down with it."""
+    depth = 0
+    for event in yaml.parse(chunk, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                line = event.start_mark.line if event.start_mark else 0
+                raise _Bad(Problem(file, offset + line + 1, 1, "", *_TOO_MUCH))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _syntax(file: str, offset: int, error: yaml.YAMLError) -> Problem:
@@ -144,17 +158,19 @@ class _Reader:
     def value(self, node: yaml.Node, path: Path, depth: int) -> Any:
         self._left -= 1
         if depth > _MAX_DEPTH or self._left <= 0:
-            raise self._bad(node, path, "too deeply nested or too many values", "split it; aliases count as copies")
+            raise self._bad(node, path, *_TOO_MUCH)
         self._places.setdefault(path, self._at(node))
+        if node.tag not in _SCALARS and node.tag not in _COLLECTIONS:
+            raise self._bad(node, path, f"the tag {node.tag!r} is not supported", "write a plain value")
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*path, index), depth + 1) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
-        construct = _SCALARS.get(node.tag)
-        if construct is None or not isinstance(node, yaml.ScalarNode):
-            raise self._bad(node, path, f"the tag {node.tag!r} is not supported", "write a plain value")
+        assert isinstance(node, yaml.ScalarNode)
+        if node.tag not in _SCALARS:
+            raise self._bad(node, path, f"{node.value!r} is not a collection", "remove the tag")
         try:
-            return construct(node)
+            return _SCALARS[node.tag](node)
         except ValueError as error:
             raise self._bad(node, path, f"not a number: {error}", "put it in quotes if it is a text") from error
 

@@ -77,15 +77,23 @@ def _block(value: str) -> str:
     try:
         ipaddress.ip_network(value, strict=False)
     except ValueError as error:
-        raise wrong(
-            f"{value!r} is not an address or CIDR block: {error}", "write it as 10.77.0.0/16 or 10.77.1.2"
-        ) from error
+        raise wrong(f"{value!r} is not an address or CIDR block", "write it as 10.77.0.0/16 or 10.77.1.2") from error
     return value
 
 
+def _is_port(value: str) -> bool:
+    return value.isascii() and value.isdigit() and 1 <= int(value[:6]) <= 65535
+
+
 def _port(value: str) -> str:
-    if not (value.isascii() and value.isdigit() and 1 <= int(value[:6]) <= 65535):
+    if not _is_port(value):
         raise wrong(f"{value!r} is not a port", 'use a number from 1 to 65535, in quotes: "8080"')
+    return value
+
+
+def _port_key(value: str) -> str:
+    if not _is_port(value):
+        raise wrong(f"{value!r} is not a port", "use a number from 1 to 65535")
     return value
 
 
@@ -218,7 +226,7 @@ class Rule(Strict):
     when: list[Condition] | None = None
 
 
-def _action(value: str) -> str:
+def _action(value: object) -> object:
     if value in ("CUSTOM", "AUDIT"):
         raise wrong(f"action {value} is not supported yet", "use ALLOW or DENY")
     return value
@@ -231,7 +239,7 @@ class AuthorizationPolicySpec(Strict):
     """`spec` of an AuthorizationPolicy; empty, it allows nothing."""
 
     selector: Selector | None = None
-    action: Annotated[Literal["ALLOW", "DENY", "CUSTOM", "AUDIT"], AfterValidator(_action)] | None = None
+    action: Annotated[Literal["ALLOW", "DENY"] | None, BeforeValidator(_action)] = None
     rules: list[Rule] | None = None
     target_ref: Annotated[Any, BeforeValidator(_targets)] = None
     target_refs: Annotated[Any, BeforeValidator(_targets)] = None
@@ -255,7 +263,7 @@ class PeerAuthenticationSpec(Strict):
 
     selector: Selector | None = None
     mtls: Mtls | None = None
-    port_level_mtls: dict[Annotated[str, AfterValidator(_port)], Mtls] | None = None
+    port_level_mtls: dict[Annotated[str, AfterValidator(_port_key)], Mtls] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> PeerAuthenticationSpec:

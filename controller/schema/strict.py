@@ -70,6 +70,10 @@ def _problem(model: type[BaseModel], document: Document, at: Path, details: Erro
         return document.problem(path, context["m"], context["remedy"])
     if kind in ("literal_error", "enum"):
         return document.problem(path, f"{given!r} is not supported", f"use {context['expected']}")
+    if kind == "too_short":
+        return document.problem(path, "must not be empty", "add something, or remove the field")
+    if kind == "too_long":
+        return document.problem(path, f"has {context['actual_length']} items", f"at most {context['max_length']}")
     if kind in _EXPECTED:
         message = f"expected {_EXPECTED[kind]}, got the {_KINDS.get(type(given), type(given).__name__)} {_short(given)}"
         remedy = ""
