@@ -24,6 +24,7 @@ from noded.control.failure import CannotRun, Failure, Invalid
 from noded.control.records import parse_request
 from noded.control.view import Parts
 
+_log = logging.getLogger(__name__)
 _MAX_BODY = 64 * 1024
 _MAX_DRAIN = 3600.0
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -123,6 +124,9 @@ def _answering(parts: Parts, handler: _Handler) -> Callable[[Request], Awaitable
             return JSONResponse(await handler(parts, request))
         except Failure as failure:
             return _error(failure.status, failure.message, failure.remedy)
+        except Exception as error:
+            _log.exception("bug in the admin API", extra={"path": request.url.path})
+            return _error(500, f"{type(error).__name__}: {error}", "this is a bug: please report it with the log")
 
     return endpoint
 

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+
+from noded.config import ConfigError, load, parse
+
+GOOD = """node: node-a
+controller: {address: "172.30.0.254:15012", tokenFile: /etc/nodemesh/token}
+workers: 2
+metricsAddress: ""
+"""
+
+
+def test_a_minimal_file_gets_the_documented_defaults() -> None:
+    config = parse("noded.yaml", GOOD)
+    assert config.controller_address == ("172.30.0.254", 15012)
+    assert config.controller_token_file == Path("/etc/nodemesh/token")
+    assert (config.workers, config.metrics_address, config.ready_address) == (2, None, ("0.0.0.0", 15021))
+    assert (config.hold_seconds, config.drain_seconds, config.undo_on_stop) == (5.0, 30.0, False)
+
+
+@pytest.mark.parametrize(
+    ("bad_line", "says"),
+    [
+        ("worker: 2", "unknown key 'worker'"),
+        ("holdSeconds: soon", "holdSeconds: must be a number of seconds"),
+        ("drainSeconds: true", "drainSeconds: must be a number of seconds"),
+        ("accessLog: 'yes'", "accessLog: must be true or false"),
+        ("keyDir: keys", "keyDir: must be an absolute path"),
+        ("readyAddress: localhost:80", "readyAddress: must be an IP address with a port"),
+        ("logLevel: loud", "logLevel: is not a log level"),
+        ("node: node-b", "node is given twice"),
+        ("runDir: !!python/object:os.system {}", "runDir: tag not allowed"),
+        ("controller: {}", "controller is given twice"),
+        ("  bad: indentation", "is not YAML"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_text_and_a_remedy(bad_line: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("noded.yaml", GOOD + bad_line + "\n")
+    problem = caught.value.problems[0]
+    assert says in problem.message
+    assert (problem.line, problem.text) == (5, bad_line)
+    assert problem.remedy
+    assert "noded.yaml:5: " in str(caught.value)
+
+
+def test_all_problems_of_a_file_are_reported_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("noded.yaml", "node: a/b\nworkers: -1\ncontroller: {address: nowhere}\n")
+    assert [problem.line for problem in caught.value.problems] == [1, 2, 3]
+
+
+def test_a_key_that_is_wrong_inside_controller_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"noded.yaml:2: unknown key 'controller.adress'"):
+        parse("noded.yaml", "node: a\ncontroller: {adress: 'a:1'}\n")
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("noded.yaml", "workers: 1\n")
+    assert "'node' is missing" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_reported_and_not_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "noded.yaml")
+
+
+def test_what_the_api_shows_has_the_keys_of_the_file() -> None:
+    shown = parse("noded.yaml", GOOD).as_json()
+    assert shown["controller"] == {"address": "172.30.0.254:15012", "tokenFile": "/etc/nodemesh/token"}
+    assert shown["readyAddress"] == "0.0.0.0:15021"
+    assert "controllerAddress" not in shown
