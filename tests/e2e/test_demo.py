@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ from testbed import network
 
 
 def test_every_claim_of_the_demo_holds_and_nothing_is_left_of_it() -> None:
-    done = subprocess.run([sys.executable, "-P", "-m", "demo", "--once"], capture_output=True, text=True, timeout=300)
+    name = f"d{os.getpid()}"
+    argv = [sys.executable, "-P", "-m", "demo", "--once", "-n", name]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every claim held" in done.stdout
-    assert network.remaining("demo") == []
+    assert network.remaining(name) == []

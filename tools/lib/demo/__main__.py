@@ -19,15 +19,15 @@ from testbed.spec import parse
 _FILE = Path(__file__).parent / "shop" / "testbed.yaml"
 _TRY = """
 It stays up. Things to try:
-   tools/testbed status
-   tools/testbed exec web -- curl -s http://api/order
-   tools/testbed node node-a -- nodectl connections --watch
-   tools/testbed node node-b -- nodectl status
-   tools/testbed meshctl get authorizationpolicies -o yaml
-   tools/testbed meshctl edges --watch
-   tools/testbed logs node-a -f
-   tools/testbed kill node-b; tools/testbed restart node-b
-   tools/testbed down demo          when you are done
+   {testbed} status
+   {testbed} exec web -- curl -s http://api/order
+   {testbed} node node-a -- nodectl connections --watch
+   {testbed} node node-b -- nodectl status
+   {testbed} meshctl get authorizationpolicies -o yaml
+   {testbed} meshctl edges --watch
+   {testbed} logs node-a -f
+   {testbed} kill node-b; {testbed} restart node-b
+   {testbed} down {name}          when you are done
 """
 
 
@@ -35,18 +35,20 @@ def main() -> int:
     """Bring the shop up and tell the story; 0 if every claim held."""
     parser = argparse.ArgumentParser(prog="tools/demo", description="Watch unmodified programs talk through the mesh.")
     parser.add_argument("--once", action="store_true", help="check every claim, take everything down, exit 0 or 1")
-    once = parser.parse_args().once
+    parser.add_argument("-n", dest="name", default="demo", help="the testbed's name, so that several can be up")
+    options = parser.parse_args()
+    text = _FILE.read_text().replace("name: demo\n", f"name: {options.name}\n", 1)
     try:
-        bed = Testbed(parse(_FILE.read_text(), _FILE))
+        bed = Testbed(parse(text, _FILE))
         with mesh.claim(bed.spec.name):
-            failed = _tour(bed, once)
+            failed = _tour(bed, text, options.once)
     except (SpecError, TestbedError, NetworkError, ApiError, Unreachable) as error:
         print(f"tools/demo: {error}", file=sys.stderr)
         return 1
     return 1 if failed else 0
 
 
-def _tour(bed: Testbed, once: bool) -> list[str]:
+def _tour(bed: Testbed, text: str, once: bool) -> list[str]:
     """Bring it up and tell; the claims that did not hold. Taken down again if `once`, or if it can't be told."""
     began = time.monotonic()
     if mesh.down(bed.spec.name):
@@ -54,7 +56,7 @@ def _tour(bed: Testbed, once: bool) -> list[str]:
     print("Two hosts, five pods, on this machine, in network namespaces:")
     up = False
     try:
-        bed.up(_FILE.read_text(), _FILE, lambda line: print(f"   {line}", flush=True))
+        bed.up(text, _FILE, lambda line: print(f"   {line}", flush=True))
         story, shop = Story(bed), Shop(bed)
         shop.wait()
         for claim in CLAIMS:
@@ -68,12 +70,12 @@ def _tour(bed: Testbed, once: bool) -> list[str]:
     print(f"\n{time.monotonic() - began:.0f} s. ", end="")
     if story.failed:
         print(f"{len(story.failed)} claims did not hold:")
-        for text in story.failed:
-            print(f"   ✗ {text}")
+        for claimed in story.failed:
+            print(f"   ✗ {claimed}")
     else:
         print("Every claim held.")
     if up:
-        print(_TRY)
+        print(_TRY.format(testbed=story.testbed, name=bed.spec.name))
     return story.failed
 
 

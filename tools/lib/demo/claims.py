@@ -62,7 +62,7 @@ def captured(story: Story, shop: Shop) -> None:
         f"addr={shop.api.addresses[0]}:" in clients.stdout, "so does Redis: the API's own address, not a proxy's"
     )
     story.tell("The greeting of a server that speaks first (MariaDB) arrives before the client has sent a byte:")
-    greet = "import socket; print(socket.create_connection(('db', 3306), 5).recv(100))"
+    greet = 'import socket; print(socket.create_connection(("db", 3306), 5).recv(100))'
     greeting = story.show(shop.api, "python3", "-c", greet)
     story.check("MariaDB" in greeting.stdout, "server-first protocols work")
     story.tell("What made it so are rules in the pod's own network namespace, written when it was enrolled:")
@@ -139,7 +139,7 @@ def enforced(story: Story, shop: Shop) -> None:
     order = _json(story.show(shop.web, *ORDER).stdout)
     story.check(order.get("voucher") == shop.voucher, "the API still gets its voucher")
     node = shop.node(shop.redis)
-    story.tell(f"The reason, from {node.name}'s access log (tools/testbed logs {node.name}):")
+    story.tell(f"The reason, from {node.name}'s access log ({story.testbed} logs {node.name}):")
     denials: list[str] = []
 
     def logged() -> bool:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import textwrap
 
+from testbed import mesh
 from testbed.mesh import Testbed
 from testbed.spec import Node, Pod
 
-_SHOWN_LINES = 14
+_SHOWN_LINES = 20
 
 
 class Story:
@@ -22,6 +23,11 @@ class Story:
         self._chapter = 0
         bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         self._title = f"\n{bold[0]}%d. %s{bold[1]}"
+
+    @property
+    def testbed(self) -> str:
+        """The command as the reader has to type it now."""
+        return "tools/testbed" if mesh.names() == [self.bed.spec.name] else f"tools/testbed -n {self.bed.spec.name}"
 
     def chapter(self, title: str, text: str) -> None:
         """A new section, with what it is about."""
@@ -44,7 +50,7 @@ class Story:
         else:
             typed, argv_there = "meshctl", bed.enter("controller", ["meshctl", *argv])
             environment = bed.environment(None)
-        print(f"   $ tools/testbed {typed} {shlex.join(argv)}")
+        print(f"   $ {self.testbed} {typed} {shlex.join(argv)}")
         done = bed.capture(argv_there, environment, timeout=30)
         lines = (done.stdout + done.stderr).rstrip().splitlines()
         if quiet and not done.returncode:
