@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -33,6 +34,7 @@ from controller.telemetry import Telemetry
 from controller.tokens import TokenError, mint
 from mesh.identity import Identity
 
+_log = logging.getLogger(__name__)
 _MAX_BODY = 64 * 1024 * 1024
 _DEFAULT_TTL = 3600
 
@@ -347,7 +349,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
 
 
-async def _on_bug(_request: Request, error: Exception) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("request failed", exc_info=error, extra={"method": request.method, "path": request.url.path})
     return _error(500, f"internal error: {type(error).__name__}", "the controller's log has the details")
 
 

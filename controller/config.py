@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from controller.schema.documents import read
-from controller.schema.problem import Problem
+from controller.schema.names import is_subdomain
 from controller.schema.strict import Strict, check, wrong
 from mesh.identity import IdentityError, check_trust_domain
 
@@ -40,6 +40,15 @@ def _address(value: object) -> Address:
     except ValueError:
         pass
     raise wrong(f"{value!r} is not an IP address and port", 'write it as "0.0.0.0:15012" or "[::]:15012"')
+
+
+def _host(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        if not is_subdomain(value):
+            raise wrong(f"{value!r} is not a host name or IP address", "leave the port out") from None
+    return value
 
 
 def _network(value: str) -> str:
@@ -72,6 +81,7 @@ def _absolute(value: Any) -> Any:
     return Path(value)
 
 
+_Host = Annotated[str, AfterValidator(_host)]
 _Listen = Annotated[Address, BeforeValidator(_address)]
 _Network = Annotated[str, AfterValidator(_network)]
 _Folder = Annotated[Path, BeforeValidator(_absolute)]
@@ -82,7 +92,7 @@ class Config(Strict):
 
     listen: _Listen = Address("0.0.0.0", 15012)
     """Where nodes connect."""
-    advertise: Annotated[list[str], Field(min_length=1)] = Field(default=["127.0.0.1"])
+    advertise: Annotated[list[_Host], Field(min_length=1)] = Field(default=["127.0.0.1"])
     """Names and addresses by which nodes reach it: SANs of its certificate."""
     trust_domain: Annotated[str, AfterValidator(_trust_domain)] = "cluster.local"
     cluster: str = "Kubernetes"
@@ -114,6 +124,3 @@ def load(path: Path) -> Config:
         if config is not None:
             return config
     raise ConfigError("\n".join(map(str, sorted(problems))))
-
-
-__all__ = ["Address", "Config", "ConfigError", "Problem", "load"]

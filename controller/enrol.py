@@ -138,7 +138,11 @@ class Enroller:
         return found
 
     def replace(self, node: str, workloads: Iterable[Enrolment]) -> dict[str, str]:
-        """Take a node's full list: others that it had are forgotten. Return why some were refused, by uid."""
+        """Take a node's full list: others that it had are forgotten. Return why some were refused, by uid.
+
+        Raises `Refusal` if the node is not known.
+        """
+        own = self._own(node)
         refused: dict[str, str] = {}
         wanted: dict[str, Enrolment] = {}
         taken: dict[str, str] = {}
@@ -153,13 +157,13 @@ class Enroller:
                 continue
             wanted[workload.uid] = workload
             taken |= dict.fromkeys(workload.addresses, workload.uid)
-        gone = [uid for uid in self._by_node[node] if uid not in wanted]
+        gone = [uid for uid in own if uid not in wanted]
         new = [w for w in wanted.values() if (e := self.enrolled.get(w.uid)) is None or e.workload != w]
         if gone or new:
             self._store.write_enrolments(node, new, gone)
             for uid in (*gone, *(w.uid for w in new)):
                 self._drop(uid)
-            self._by_node[node] -= set(gone)
+            own -= set(gone)
             for workload in new:
                 self._add(node, workload)
             self._changed()
@@ -169,7 +173,7 @@ class Enroller:
 
     def enrol(self, node: str, raw: Enrolment) -> None:
         """Take one workload, new or changed. Raises `Refusal`."""
-        workload = self._checked(node, raw, len(self._by_node[node] - {raw.uid}))
+        workload = self._checked(node, raw, len(self._own(node) - {raw.uid}))
         for address in workload.addresses:
             if (other := self._by_address.get(address, workload.uid)) != workload.uid:
                 raise Refusal(f"address {address} is that of {other}: remove that one first")
@@ -183,15 +187,16 @@ class Enroller:
 
     def withdraw(self, node: str, uid: str) -> None:
         """A workload has left; one that the node doesn't have is not an error (it may ask twice)."""
-        if uid in self._by_node[node]:
+        if uid in self.uids(node):
             self._store.write_enrolments(node, [], [uid])
-            self._by_node[node].discard(uid)
+            self._own(node).discard(uid)
             self._drop(uid)
             self._changed()
 
     def sign(self, node: str, uid: str, csr: bytes) -> Issued:
         """A certificate for an enrolled workload of this node, or with uid `""` for the node. Raises `Refusal`."""
         now = self._clock()
+        self._own(node)
         if not uid:
             issued = self._authority.issue(node_uri(self._authority.trust_domain, node), _key(csr), _NODE_LIFE, now)
             self._store.add_credential(Credential(issued.serial, node, issued.not_after), now)
@@ -204,6 +209,12 @@ class Enroller:
             raise self._out_of_scope(node, workload)
         identity = Identity(self._authority.trust_domain, workload.namespace, workload.service_account)
         return self._authority.issue(identity.uri, _key(csr), self._life, now)
+
+    def _own(self, node: str) -> set[str]:
+        """Its workloads' uids. A node may be forgotten while something that it has asked is on the way."""
+        if node not in self.nodes:
+            raise Refusal(f"node {node!r} is not known (any more): join again")
+        return self._by_node[node]
 
     def _checked(self, node: str, raw: Enrolment, others: int) -> Enrolment:
         """The enrolment in canonical form, if the node may have it next to `others` of its own."""

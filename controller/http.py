@@ -12,8 +12,6 @@ from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 from starlette.applications import Starlette
 
-from controller.listeners import BACKLOG
-
 
 async def serve(
     application: Starlette, listener: socket.socket, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
@@ -22,9 +20,7 @@ async def serve(
     config = HypercornConfig()
     config.accesslog = config.errorlog = None
     config.include_server_header = False
-    config.backlog = BACKLOG
     listener.setblocking(False)
-    listener.listen(BACKLOG)
     try:
         await worker_serve(
             wrap_app(application, config.wsgi_max_body_size, None),  # type: ignore[arg-type]

@@ -137,7 +137,10 @@ class LinkServer:
                 node = self._node_of(certificate) if certificate else None
                 if node is not None:
                     reader.limit = MAX_FRAME
-                first, *early = await _some(stream, reader)
+                messages = await _some(stream, reader)
+                if not messages:  # a node that joins looks at the certificate first, and comes back
+                    return
+                first, *early = messages
                 if node is None:
                     await self._join(stream, first)
             if scope.cancelled_caught:
@@ -217,10 +220,10 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def _some(stream: trio.abc.ReceiveStream, reader: Reader) -> list[object]:
-    """The next message or messages."""
+    """The next message or messages; none if the peer closes first."""
     while True:
         data = await stream.receive_some(64 * 1024)
         if not data:
-            raise Broken("closed before it said who it is")
+            return []
         if messages := reader.feed(bytes(data)):
             return messages

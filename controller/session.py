@@ -60,7 +60,7 @@ class NodeStatus:
 
     connected: bool = False
     since: float = 0.0
-    """When the present or last connection began."""
+    """When it became connected, or ceased to be."""
     last_seen: float = 0.0
     address: str = ""
     software: str = ""

@@ -231,6 +231,19 @@ def test_enrolments_and_scopes_survive_a_restart(yard: Yard) -> None:
     assert "may not enrol" in refused(lambda: again.enrol("node-a", workload("db", "10.77.1.2", account="db")))
 
 
+def test_a_node_that_is_forgotten_while_it_asks_is_refused(yard: Yard) -> None:
+    yard.join("node-a")
+    yard.enroller.forget("node-a")
+    one = workload("web", "10.77.1.1")
+    for ask in (
+        lambda: yard.enroller.replace("node-a", [one]),
+        lambda: yard.enroller.enrol("node-a", one),
+        lambda: yard.enroller.sign("node-a", "", csr_for(new_key())),
+    ):
+        assert "not known" in refused(ask)
+    yard.enroller.withdraw("node-a", one.uid)
+
+
 def test_an_expired_credential_is_refused(yard: Yard) -> None:
     serial = yard.join("node-a")
     yard.now += 8 * 86400

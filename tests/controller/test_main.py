@@ -130,6 +130,7 @@ def test_an_address_in_use_is_named(tmp_path: Path) -> None:
         ("stateDir: here", ["'here' is not an absolute path"]),
         ("logLevel: loud", ["'loud' is not supported", "'debug'"]),
         ("workloadCertificateHours: 0", ["workloadCertificateHours"]),
+        ("advertise: ['mesh.test:15012']", ["advertise[0]", "leave the port out"]),
         ("advertise: []", ["advertise: must not be empty"]),
         ("serviceRange: [10.96.0.0/16, 10.97.0.0/16]", ["more than one range of a family"]),
         ("a: [", ["not valid YAML"]),
