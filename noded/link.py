@@ -26,7 +26,7 @@ _MAX_FDS = 16
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """First message to a worker."""
+    """First message to a worker. One descriptor: the node's table of source ports (see `noded.source_ports`)."""
 
     index: int
     access_log: bool

@@ -22,7 +22,7 @@ import trio
 from mesh.codec import DecodeError
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
-from noded import link
+from noded import link, source_ports
 from noded.config import Config
 from noded.control.process import COMMAND, Process
 
@@ -97,6 +97,7 @@ class Workers:
         self._certificates: dict[str, link.Certificate] = {}
         self._changed = trio.Event()
         self._requests = 0
+        self._source_ports = source_ports.create(self.count)
 
     # Desired state: none of these waits.
 
@@ -227,6 +228,7 @@ class Workers:
             for local in self._locals.values():
                 local.close()
             self._locals.clear()
+            os.close(self._source_ports)
 
     async def drain(self, seconds: float) -> None:
         """Have all workers finish and end; wait for that at most a little longer than `seconds`.
@@ -282,8 +284,12 @@ class Workers:
 
     def _tell_all(self, slot: _Slot, worker: Worker) -> None:
         c = self._config
+        source_ports.clear(self._source_ports, slot.index)
         worker.post(
-            link.Configure(slot.index, c.access_log, c.hold_seconds, c.connect_seconds, c.drain_seconds, self.log_level)
+            link.Configure(
+                slot.index, c.access_log, c.hold_seconds, c.connect_seconds, c.drain_seconds, self.log_level
+            ),
+            [self._source_ports],
         )
         if self._snapshot is not None:
             worker.unapplied += 1

@@ -18,7 +18,7 @@ import trio
 from mesh.authz import Permit
 from noded.data.engine import EPOLLOUT, Engine
 from noded.data.node import LocalWorkload
-from noded.data.tracker import Tracker
+from noded.source_ports import SourcePorts
 
 _PORTS = range(10_240, 32_768)
 """Source ports for connections in a client's name: outside Linux's default ephemeral range, which that client uses."""
@@ -32,8 +32,8 @@ Done = Callable[[socket.socket | None, str], None]
 class Dialler:
     """Connects non-blocking sockets. `sweep` must run beside the engine."""
 
-    def __init__(self, engine: Engine, tracker: Tracker, seconds: float) -> None:
-        self._engine, self._tracker, self._seconds = engine, tracker, seconds
+    def __init__(self, engine: Engine, source_ports: SourcePorts, seconds: float) -> None:
+        self._engine, self._source_ports, self._seconds = engine, source_ports, seconds
         self._pending: deque[_Attempt] = deque()
 
     def to_workload(
@@ -48,7 +48,7 @@ class Dialler:
         try:
             for _ in range(_TRIES):
                 source_port = random.choice(_PORTS)
-                if self._tracker.uses_source_port(local.uid, client, source_port):
+                if self._source_ports.used(source_port):
                     continue
                 sock = local.sockets.make(address, transparent=True)
                 try:

@@ -23,6 +23,7 @@ from noded.data.sockets import SocketMaker
 from noded.data.tracker import Tracker
 from noded.data.tunnel import Buffers
 from noded.link import Certificate, Configure
+from noded.source_ports import SourcePorts
 
 if TYPE_CHECKING:
     from noded.data.tunnel import Tunnel
@@ -89,9 +90,9 @@ def party_of(workload: Workload, config: MeshConfig) -> Party:
 class Node:
     """Shared by every step of a connection's life. Changed only by the worker, between turns of the engine."""
 
-    def __init__(self, configure: Configure, engine: Engine) -> None:
+    def __init__(self, configure: Configure, source_ports: SourcePorts, engine: Engine) -> None:
         self.engine = engine
-        self.tracker = Tracker(access_log=configure.access_log)
+        self.tracker = Tracker(source_ports, access_log=configure.access_log)
         self.buffers = Buffers()
         self.budget = Budget()
         self.hold_seconds = configure.hold_seconds

@@ -16,6 +16,7 @@ from mesh.authz import Denial, Permit
 from mesh.hbone import format_address
 from mesh.identity import Identity
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
+from noded.source_ports import SourcePorts
 
 _PIPE_SAFE = 4096
 _MAX_LOG_BYTES = 1_048_576
@@ -160,12 +161,12 @@ _Edge = tuple[bool, Party, Party, str, str, str]
 class Tracker:
     """The live connections, the counts not yet reported, and the access log."""
 
-    def __init__(self, *, access_log: bool, log_fd: int = 1) -> None:
+    def __init__(self, source_ports: SourcePorts, *, access_log: bool, log_fd: int = 1) -> None:
+        self.source_ports = source_ports
         self._access_log = access_log
         self._log_fd = log_fd
         self._flows: dict[int, Flow] = {}
         self._edges: dict[_Edge, Tally] = {}
-        self._source_ports: set[tuple[str, str, int]] = set()
         self._next = 0
         self._lines: list[str] = []
         self._second = 0
@@ -182,7 +183,7 @@ class Tracker:
         self._next += 1
         self._flows[self._next] = flow
         if flow.direction == "passthrough":
-            self._source_ports.add((flow.uid, flow.client, flow.client_port))
+            self.source_ports.take(flow.client_port)
         return self._next
 
     def __len__(self) -> int:
@@ -195,10 +196,6 @@ class Tracker:
     def live(self) -> list[Flow]:
         """All of them."""
         return list(self._flows.values())
-
-    def uses_source_port(self, uid: str, client: str, port: int) -> bool:
-        """Whether a captured plaintext connection of this client to this workload has that source port."""
-        return (uid, client, port) in self._source_ports
 
     def tally(self, key: _Edge) -> Tally:
         """The counts of one edge."""
@@ -224,7 +221,7 @@ class Tracker:
         """Called by `Flow`."""
         self._flows.pop(flow.number, None)
         if flow.direction == "passthrough":
-            self._source_ports.discard((flow.uid, flow.client, flow.client_port))
+            self.source_ports.release(flow.client_port)
         if not self._access_log:
             return
         now = time.time()

@@ -29,6 +29,7 @@ from noded.data.outbound import Outbound
 from noded.data.pool import Pool
 from noded.data.tunnel import TICK_SECONDS, Tunnel
 from noded.link import Link, ToControl, ToWorker
+from noded.source_ports import SourcePorts
 
 LINK_FD = 3
 _REPORT_SECONDS = 1.0
@@ -40,12 +41,14 @@ log = logging.getLogger("noded.worker")
 class Worker:
     """The composition root of a worker: builds every object, owns every nursery, answers the control process."""
 
-    def __init__(self, link: Link, configure: messages.Configure, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, link: Link, configure: messages.Configure, source_ports: SourcePorts, nursery: trio.Nursery
+    ) -> None:
         self._link, self._configure, self._nursery = link, configure, nursery
         self.index = configure.index
         self.engine = Engine(nursery)
-        self.node = Node(configure, self.engine)
-        self.dialler = Dialler(self.engine, self.node.tracker, configure.connect_seconds)
+        self.node = Node(configure, source_ports, self.engine)
+        self.dialler = Dialler(self.engine, source_ports, configure.connect_seconds)
         self.pool = Pool(self.node)
         self.outbound = Outbound(self.node, self.pool, self.dialler)
         self.inbound = Inbound(self.node, self.dialler)
@@ -235,11 +238,13 @@ async def serve(sock: socket.socket) -> None:
         first = await link.receive()
         if first is None:
             return
-        configure, _fds = first
+        configure, (table,) = first
         assert isinstance(configure, messages.Configure)
+        source_ports = SourcePorts(table, configure.index)
+        os.close(table)
         logging.getLogger().setLevel(configure.log_level.upper())
         async with trio.open_nursery() as nursery:
-            await Worker(link, configure, nursery).run()
+            await Worker(link, configure, source_ports, nursery).run()
     except (BrokenPipeError, ConnectionResetError):
         log.info("the control process is gone; ending")
     finally:

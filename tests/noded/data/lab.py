@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mesh.model import MeshConfig, PeerAuth, Policy, Service, Workload
 from mesh.sync import Update
 from noded import link as messages
+from noded import source_ports
 from noded.link import Link, ToControl, ToWorker
 from redirect import thread
 from redirect.capture import Capture, new_mark
@@ -181,7 +182,9 @@ class Lab:
             )  # fmt: skip
         theirs.close()
         pod.link = Link(ours, receives=ToControl, sends=ToWorker)
-        await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug"))
+        table = source_ports.create(1)
+        await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug"), [table])
+        os.close(table)
         await self.expect(pod, messages.Ready)
         pod.mark = new_mark()
         listeners = [listener(pod.netns_fd, port) for port in PORTS]
