@@ -1,9 +1,9 @@
 """The source ports of captured plaintext connections, over all workers of a node: shared memory, no messages.
 
-A worker that connects to a local workload in a client's name must not choose a source port which that client is using on
-a live captured connection: to the kernel the two would be one, and the older would die. Which worker has that connection
-is chance (SO_REUSEPORT), so all share one table. Each writes only its own part of it, hence no locks; a port counts as
-used whichever client and workload it belongs to, which refuses a few too many and none too few.
+A worker that connects to a local workload in a client's name must not choose a source port which that client is using
+on a live captured connection: to the kernel the two would be one, and the older would die. Which worker has that
+connection is chance (SO_REUSEPORT), so all share one table. Each writes only its own part of it, hence no locks; a port
+counts as used whichever client and workload it belongs to, which refuses a few too many and none too few.
 """
 
 from __future__ import annotations
