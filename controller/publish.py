@@ -165,9 +165,10 @@ class Publisher:
         """The policies that workloads of this node can need."""
         if (cached := self._scoped.get(node)) is None:
             local, root = self._local.get(node, ()), self.config.root_namespace
+            near = {root, *(namespace for namespace, _labels in local)}
 
             def needed(policy: Policy | PeerAuth) -> bool:
-                return any(
+                return policy.namespace in near and any(
                     policy.namespace in (namespace, root) and selects(policy.selector, labels)
                     for namespace, labels in local
                 )
