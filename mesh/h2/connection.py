@@ -26,6 +26,9 @@ MAX_STREAM_WINDOW = 8 * 1_048_576
 MAX_STREAMS = 100
 NUISANCE_LIMIT = 2_000
 """Frames per tick that cost us and carry nothing (PING, SETTINGS, resets before a response, empty DATA, …)."""
+MAX_QUEUED = 10_000
+"""Pieces in `out`, several times what relays and an honest peer's requests can put there: over it, the peer asks for
+answers that it does not read."""
 
 LOCAL_ENDED, REMOTE_ENDED, ENDED = 1, 2, 3
 
@@ -51,6 +54,7 @@ class Stream:
     """One stream; subclass it and override the `on_` methods. They must not raise."""
 
     __slots__ = (
+        "answered",
         "connection",
         "ended",
         "granted",
@@ -72,6 +76,8 @@ class Stream:
         self.undelivered = 0
         """Bytes delivered since the peer was last credited."""
         self.granted = 0
+        self.answered = 0
+        """The `Connection.receive` before or in which a response head was sent, counted from 1; 0 for none yet."""
 
     def on_headers(self, fields: Fields, end: bool) -> None:
         """A request or response head; `end` if nothing follows (`on_end` is not called then)."""
@@ -127,7 +133,11 @@ class Connection:
         self._receive_window = CONNECTION_WINDOW
         self._uncredited = 0
         self._last_peer_stream = 0
+        """Of those taken up: what a GOAWAY names, so it never grows after one was sent."""
+        self._highest_peer_stream = 0
+        """Of those opened, refused ones included: above it, streams are idle."""
         self._next_stream = 1
+        self._receives = 0
         self._decoder = Decoder()
         self._block: bytearray | None = None
         self._block_stream = self._block_parts = 0
@@ -167,6 +177,7 @@ class Connection:
 
     def send_headers(self, stream: Stream, block: bytes, end: bool = False) -> None:
         """Send a response head; with `end`, that is all there is."""
+        stream.answered = self._receives
         self.out.append(f.headers(stream.stream_id, block, end, self.peer_frame_size))
         if end:
             self._ended(stream, LOCAL_ENDED)
@@ -202,7 +213,7 @@ class Connection:
             return
         stream.undelivered = 0
         grow = stream.receive_size
-        if stream.receive_window + undelivered == grow and grow < MAX_STREAM_WINDOW and self._budget.left >= grow:
+        if stream.receive_window + undelivered == grow and grow * 2 <= MAX_STREAM_WINDOW and self._budget.left >= grow:
             self._budget.left -= grow
             stream.granted += grow
             stream.receive_size += grow
@@ -241,6 +252,9 @@ class Connection:
         """
         at = 0
         streams = self.streams
+        self._receives += 1
+        if len(self.out) > MAX_QUEUED:
+            raise self._failed(ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read its answers")
         if self._preface_left:
             at = self._preface(bytes(view[: min(end, len(f.PREFACE))]))
             if not at:
@@ -269,7 +283,8 @@ class Connection:
                 stream.receive_window -= length
                 self._receive_window -= length
                 if stream.receive_window < 0 or self._receive_window < 0 or length > MAX_FRAME:
-                    raise self._failed(ErrorCode.FLOW_CONTROL_ERROR, f"stream {stream_id} overran its window")
+                    code = ErrorCode.FRAME_SIZE_ERROR if length > MAX_FRAME else ErrorCode.FLOW_CONTROL_ERROR
+                    raise self._failed(code, f"DATA of {length} bytes overruns stream {stream_id}, or is too large")
                 self._uncredited += length
                 if self._uncredited > CONNECTION_WINDOW // 4:
                     self._credit()
@@ -280,7 +295,8 @@ class Connection:
                 taken = stream.on_data(view[at : at + length])
                 at += length
                 if flags & f.END_STREAM:
-                    self._remote_end(stream)
+                    if streams.get(stream_id) is stream:  # `on_data` may have reset it
+                        self._remote_end(stream)
                 elif taken:
                     # `delivered`, in line for what fits a small window's first half
                     stream.undelivered += taken
@@ -415,7 +431,7 @@ class Connection:
             raise self._failed(ErrorCode.COMPRESSION_ERROR, str(error)) from error
         stream = self.streams.get(stream_id)
         if stream is None:
-            if self._client or stream_id <= self._last_peer_stream:
+            if self._client or stream_id <= self._highest_peer_stream:
                 self._check_not_idle(stream_id)
                 return
             stream = self._new_stream(stream_id)
@@ -432,10 +448,9 @@ class Connection:
     def _new_stream(self, stream_id: int) -> Stream | None:
         if not stream_id & 1:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, f"a client cannot open stream {stream_id}")
+        self._highest_peer_stream = stream_id
         if self.closing or len(self.streams) >= MAX_STREAMS:
-            if not self.closing:
-                self._last_peer_stream = stream_id
-                self._nuisances()
+            self._nuisances()
             self.out.append(f.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             return None
         self._last_peer_stream = stream_id
@@ -452,21 +467,24 @@ class Connection:
         if stream is None:
             self._check_not_idle(stream_id)
             return
-        if not stream.undelivered and stream.receive_window == f.DEFAULT_WINDOW:
-            self._nuisances()  # rapid reset: opened and reset with nothing sent between
+        if not self._client and stream.answered in (0, self._receives):
+            # Rapid reset (CVE-2023-44487): it cannot have seen our answer, so it never wanted one. Who waits for the
+            # answer has to do with MAX_STREAMS at a time, however short its connections are.
+            self._nuisances()
         if self._forget(stream):
             stream.on_reset(int.from_bytes(payload, "big"))
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
+        # each setting counts, since a change of the initial window touches every stream
+        self._nuisances(1 + len(payload) // 6)
         if flags & f.ACK:
             if payload:
                 raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
             return
         if len(payload) % 6:
             raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS")
-        self._nuisances()
         for at in range(0, len(payload), 6):
             self._apply(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big"))
         self.out.append(f.SETTINGS_ACK)
@@ -523,15 +541,16 @@ class Connection:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "PING")
+        self._nuisances()
         if flags & f.ACK:
             self.ping_outstanding = False
             return
-        self._nuisances()
         self.out.append(f.ping(payload, f.ACK))
 
     def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < 8:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "malformed GOAWAY")
+        self._nuisances()
         last = int.from_bytes(payload[:4], "big") & f.MAX_WINDOW
         self.closing = True
         if self._client:
@@ -574,12 +593,12 @@ class Connection:
 
     def _check_not_idle(self, stream_id: int) -> None:
         """A frame for a stream that is gone is ignored; one for a stream that never was breaks the protocol."""
-        idle = stream_id >= self._next_stream if self._client else stream_id > self._last_peer_stream
+        idle = stream_id >= self._next_stream if self._client else stream_id > self._highest_peer_stream
         if not stream_id or idle or (stream_id & 1) == 0:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, f"frame for idle stream {stream_id}")
 
-    def _nuisances(self) -> None:
-        self._nuisance += 1
+    def _nuisances(self, count: int = 1) -> None:
+        self._nuisance += count
         if self._nuisance > NUISANCE_LIMIT:
             raise self._failed(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")
 

@@ -66,7 +66,7 @@ class Decoder:
         try:
             return [(bytes(name), bytes(value)) for name, value, *_ in self._decoder.decode(block, raw=True)]
         except hpack.HPACKError as error:
-            raise HeaderError(str(error)) from error
+            raise HeaderError(str(error)[:100]) from error  # some quote the whole block
 
 
 def _decode_plain(block: bytes) -> Fields | None:
