@@ -208,11 +208,12 @@ class Api:
         return [{**asdict(service), "hostname": service.hostname} for _key, service in sorted(services.items())]
 
     async def _edges(self, _request: Request) -> Any:
+        live = self.telemetry.open_now()
         return [
             {
                 **asdict(key),
                 **asdict(edge),
-                "open": max(edge.opened - edge.closed, 0),
+                "open": max(live[key], 0) if key.flags == "-" else 0,
             }
             for key, edge in self.telemetry.edges()
         ]

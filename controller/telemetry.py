@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from controller.tokens import Scope
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport
@@ -78,6 +78,14 @@ class Telemetry:
             for name in ("opened", "closed", "failed", "denied", "received", "sent"):
                 setattr(known, name, getattr(known, name) + getattr(edge, name))
         return list(summed.items())
+
+    def open_now(self) -> dict[EdgeKey, int]:
+        """Live connections by edge, under flags `-`: a connection opens there, and closes under what it ended with."""
+        live: dict[EdgeKey, int] = {}
+        for (_node, key), edge in self._edges.items():
+            opened_as = replace(key, flags="-")
+            live[opened_as] = live.get(opened_as, 0) + edge.opened - edge.closed
+        return live
 
 
 def _believable(report: EdgeReport, scope: Scope) -> bool:

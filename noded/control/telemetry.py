@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport
 from noded.link import Counts
@@ -28,6 +29,8 @@ class Telemetry:
         self._unsent: OrderedDict[EdgeKey, EdgeCounts] = OrderedDict()
         self._live: dict[int, dict[str, int]] = {}
         self._ended: dict[str, int] = {}
+        self._open: dict[int, dict[EdgeKey, int]] = {}
+        """For each worker, its live connections by edge; a connection opens under flags `-`, whatever it closes with."""
         self.evicted = 0
         """Edges whose series were dropped to stay within the bound."""
         self.unreported = 0
@@ -36,13 +39,22 @@ class Telemetry:
     def add(self, worker: int, counts: Counts) -> None:
         """Take in one message of a worker."""
         self._live[worker] = counts.totals
+        live = self._open.setdefault(worker, {})
         for edge in counts.edges:
+            opened_as = replace(edge.key, flags="-")
+            live[opened_as] = live.get(opened_as, 0) + edge.counts.opened - edge.counts.closed
+            if not live[opened_as]:
+                del live[opened_as]
             _accumulate(self._sums, edge)
             _accumulate(self._unsent, edge)
         self._bound()
 
     def worker_ended(self, worker: int) -> None:
-        """Its totals stay counted, its gauges don't."""
+        """Its totals stay counted, its gauges don't, and its connections were reset."""
+        for key, number in self._open.pop(worker, {}).items():
+            reset = EdgeReport(replace(key, flags="LR"), EdgeCounts(closed=max(number, 0)))
+            _accumulate(self._sums, reset)
+            _accumulate(self._unsent, reset)
         for name, value in self._live.pop(worker, {}).items():
             if name not in GAUGES:
                 self._ended[name] = self._ended.get(name, 0) + value

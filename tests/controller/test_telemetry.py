@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from controller.telemetry import Telemetry
 from controller.tokens import Scope
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
@@ -63,3 +65,11 @@ def test_an_edge_reported_by_two_nodes_is_one() -> None:
         telemetry.add(node, SHOP, [report(party("a"), party("b"), opened=1)])
     ((_key, edge),) = telemetry.edges()
     assert edge.opened == 2
+
+
+def test_a_connection_that_a_policy_closed_is_no_longer_open() -> None:
+    telemetry = Telemetry(lambda: 0.0)
+    opened = report(party("a"), party("b"), opened=2)
+    denied = EdgeReport(replace(opened.key, flags="RBAC"), EdgeCounts(closed=1, denied=1))
+    telemetry.add("n", SHOP, [opened, denied])
+    assert telemetry.open_now() == {opened.key: 1}

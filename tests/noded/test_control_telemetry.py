@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,3 +88,12 @@ def test_metrics_have_istio_s_names_and_labels() -> None:
     assert "nodemesh_tunnels 4.0" in lines
     assert "nodemesh_handshakes_total 9.0" in lines
     assert 'nodemesh_worker_restarts_total{worker="0"} 2.0' in lines
+
+
+def test_a_dead_worker_s_live_connections_are_reported_closed() -> None:
+    telemetry = Telemetry()
+    opened = EdgeReport(edge("a"), EdgeCounts(opened=3))
+    closed = EdgeReport(replace(edge("a"), flags="DC"), EdgeCounts(closed=1))
+    telemetry.add(0, Counts((opened, closed), {}))
+    telemetry.worker_ended(0)
+    assert dict(telemetry.edges())[replace(edge("a"), flags="LR")].closed == 2
