@@ -191,7 +191,11 @@ class Envoy:
         command = ["ip", "netns", "exec", self._netns, binary(), "-c", str(self._config), "--concurrency", "1"]
         command += ["--disable-hot-restart", "--log-level", "warning"]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            # A session of its own, as a daemon has: the kernel may share out time among sessions (sched_autogroup), and
+            # beside a proxy that shares one with the load, any other would look slow on a busy machine.
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         try:
             self._wait_ready(deadline=time.monotonic() + 30)
         except BaseException:
