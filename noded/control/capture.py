@@ -1,4 +1,7 @@
-"""What enrolment needs of network namespaces and of `redirect`, as one object that a test can replace."""
+"""What enrolment needs of network namespaces and of `redirect`, as one object that a test can replace.
+
+`redirect.capture` is imported only after `check` has found that python-iptables loads on this host at all.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mesh.model import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT
-from noded.control.failure import Conflict, Failure, Invalid
+from noded.control.failure import CannotRun, Conflict, Failure, Invalid
 from noded.control.records import NamespaceId
-from redirect import thread
-from redirect.capture import Capture, CaptureError, new_mark
+from redirect import environment, thread
 from redirect.netns import NamespaceError, addresses, inside, listener, open_netns
+
+if TYPE_CHECKING:
+    from redirect.capture import Capture
 
 PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
 """In the order that `link.WorkloadUp` wants."""
@@ -29,6 +34,13 @@ class CaptureFailed(Failure):
 
 class Namespaces:
     """Network namespaces by descriptor. Rules are worked on by a thread of `redirect`; the rest takes microseconds."""
+
+    async def check(self) -> None:
+        """Raise `CannotRun` if this host can't capture."""
+        try:
+            await thread.run(environment.check)
+        except environment.UnfitHostError as error:
+            raise CannotRun(f"this host can't capture: {error}", "make that so, then start noded again") from error
 
     def open(self, path: str) -> int:
         """A descriptor, which the caller closes. Raises `Invalid`, also for the namespace that this process is in."""
@@ -91,27 +103,47 @@ class Namespaces:
 
     def new_mark(self) -> int:
         """A random mark for the proxy's own sockets in one namespace."""
+        from redirect.capture import new_mark
+
         return new_mark()
 
     async def apply(self, fd: int, mark: int) -> None:
         """Capture connections that begin from now on. May be repeated. Raises `CaptureFailed`, as the others do."""
-        await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).apply)
+        await _on_thread(fd, mark, lambda capture: capture.apply())
 
     async def verify(self, fd: int, mark: int) -> list[str]:
         """How the rules differ from what they should be."""
-        return await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).verify)
+        return await _on_thread(fd, mark, lambda capture: capture.verify())
 
     async def undo_syn(self, fd: int, mark: int) -> None:
         """Capture no new connection."""
-        await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).undo_syn)
+        await _on_thread(fd, mark, lambda capture: capture.undo_syn())
 
     async def undo(self, fd: int, mark: int) -> None:
         """Leave nothing."""
-        await _on_thread(Capture(f"/proc/self/fd/{fd}", mark).undo)
+        await _on_thread(fd, mark, lambda capture: capture.undo())
+
+    async def rules(self, fd: int, mark: int) -> list[str]:
+        """The rules as they should be, as text without the mark: whoever in the workload knows it isn't captured."""
+        return await _on_thread(fd, mark, _rendered)
 
 
-async def _on_thread(method: Callable[[], _T]) -> _T:
+async def _on_thread(fd: int, mark: int, call: Callable[[Capture], _T]) -> _T:
+    from redirect.capture import Capture, CaptureError
+
     try:
-        return await thread.run(method)
+        return await thread.run(call, Capture(f"/proc/self/fd/{fd}", mark))
     except CaptureError as error:
         raise CaptureFailed(str(error), "see the log; `nodectl capture --verify` shows what is there") from error
+
+
+def _rendered(capture: Capture) -> list[str]:
+    from redirect import tables
+
+    plan = capture.plan()
+    return [
+        f"{family.value} mangle {rule.chain} "
+        + " ".join("-m mark --mark …" if word.startswith("-m mark ") else word for word in tables.render(family, rule))
+        for family in plan.families
+        for rule in plan.rules
+    ]

@@ -45,13 +45,15 @@ async def run(config: Config, *, namespaces: Namespaces | None = None, command: 
     with _only_one(config.run_dir):
         _raise_descriptor_limit()
         stop = _Stop(config.drain_seconds)
-        parts = _build(config, namespaces or Namespaces(), command, stop)
-        resumed = trio.Event()
+        namespaces = namespaces or Namespaces()
+        await namespaces.check()
+        parts = _build(config, namespaces, command, stop)
+        recalled = trio.Event()
         async with trio.open_nursery() as serving:
-            _serve(serving, parts, resumed)
+            _serve(serving, parts, recalled)
             async with trio.open_nursery() as taking:
                 taking.start_soon(stop.on_signal)
-                taking.start_soon(_take_up, parts, resumed)
+                taking.start_soon(_take_up, parts, recalled)
                 await stop.requested.wait()
                 taking.cancel_scope.cancel()
             await _drain(parts, stop.seconds)
@@ -96,12 +98,12 @@ def _build(config: Config, namespaces: Namespaces, command: Sequence[str], stop:
     return Parts(config, version, time.time(), state, workers, certs, syncer, enrolments, telemetry, drain=stop.request)
 
 
-def _serve(nursery: trio.Nursery, parts: Parts, resumed: trio.Event) -> None:
+def _serve(nursery: trio.Nursery, parts: Parts, recalled: trio.Event) -> None:
     config = parts.config
     nursery.start_soon(parts.state.run)
     nursery.start_soon(parts.workers.run)
     nursery.start_soon(parts.certs.run)
-    nursery.start_soon(_sync, parts, resumed)
+    nursery.start_soon(_sync, parts, recalled)
     nursery.start_soon(admin.serve_unix, admin.application(parts), config.run_dir / "noded.sock")
     if config.metrics_address is not None:
         nursery.start_soon(admin.serve_tcp, admin.metrics_application(parts), config.metrics_address)
@@ -109,17 +111,18 @@ def _serve(nursery: trio.Nursery, parts: Parts, resumed: trio.Event) -> None:
         nursery.start_soon(admin.serve_tcp, admin.ready_application(parts), config.ready_address)
 
 
-async def _sync(parts: Parts, resumed: trio.Event) -> None:
+async def _sync(parts: Parts, recalled: trio.Event) -> None:
     """Workloads of an earlier run first: `Hello` lists them, and the controller forgets those that it doesn't."""
-    await resumed.wait()
+    await recalled.wait()
     await parts.syncer.run()
 
 
-async def _take_up(parts: Parts, resumed: trio.Event) -> None:
+async def _take_up(parts: Parts, recalled: trio.Event) -> None:
+    await parts.enrolments.recall()
+    recalled.set()
     if not await parts.workers.until_up(_START_SECONDS):
         _log.error("workers do not start; going on, they are tried again")
     await parts.enrolments.resume()
-    resumed.set()
     await parts.enrolments.watch()
 
 

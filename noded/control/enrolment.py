@@ -252,8 +252,8 @@ class Enrolments:
 
     # Back in, and gone.
 
-    async def resume(self) -> None:
-        """Take up what a run before this one had. What fails is shown as failed; its rules stay, so it is cut off."""
+    async def recall(self) -> None:
+        """Read what a run before this one had. Workloads whose namespace has gone are withdrawn."""
         records = list(self._records.load())
         self._certs.forget_all_but({record.workload.uid for record in records})
         for record in records:
@@ -270,8 +270,11 @@ class Enrolments:
                 await self._forget(uid)
                 continue
             self._locals[uid] = Local(record, netns)
+
+    async def resume(self) -> None:
+        """Take up what was recalled. What fails is shown as failed; its rules stay, so it is cut off."""
         async with trio.open_nursery() as nursery:
-            for local in self._locals.values():
+            for local in list(self._locals.values()):
                 nursery.start_soon(self._resume_one, local)
 
     async def _resume_one(self, local: Local) -> None:
@@ -313,12 +316,14 @@ class Enrolments:
         rows = []
         for local in self:
             drift: list[str] = []
+            rules: list[str] = []
             try:
+                rules = await self._namespaces.rules(local.netns, local.record.mark)
                 if verify:
                     drift = await self._namespaces.verify(local.netns, local.record.mark)
             except Failure as error:
                 drift = [str(error)]
-            rows.append({"uid": local.uid, "installed": local.state is State.READY, "drift": drift, "rules": []})
+            rows.append({"uid": local.uid, "installed": local.state is State.READY, "drift": drift, "rules": rules})
         return rows
 
     @asynccontextmanager

@@ -34,6 +34,9 @@ class FakeNamespaces(Namespaces):
         self.log: list[tuple[str, int]] = []
         self.broken = False
 
+    async def check(self) -> None:
+        pass
+
     def open(self, path: str) -> int:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -57,6 +60,9 @@ class FakeNamespaces(Namespaces):
 
     async def verify(self, fd: int, mark: int) -> list[str]:
         return ["a rule is missing"] if self.broken else []
+
+    async def rules(self, fd: int, mark: int) -> list[str]:
+        return ["a rule"]
 
     async def undo_syn(self, fd: int, mark: int) -> None:
         self.log.append(("undo_syn", mark))
