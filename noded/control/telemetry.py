@@ -30,7 +30,7 @@ class Telemetry:
         self._live: dict[int, dict[str, int]] = {}
         self._ended: dict[str, int] = {}
         self._open: dict[int, dict[EdgeKey, int]] = {}
-        """For each worker, its live connections by edge; a connection opens under flags `-`, whatever it closes with."""
+        """For each worker, its live connections by edge; one opens under flags `-`, whatever it closes with."""
         self.evicted = 0
         """Edges whose series were dropped to stay within the bound."""
         self.unreported = 0

@@ -32,6 +32,7 @@ class FakeNamespaces(Namespaces):
 
     def __init__(self) -> None:
         self.log: list[tuple[str, int]] = []
+        self.listening: list[tuple[str, int]] = []
         self.broken = False
 
     async def check(self) -> None:
@@ -51,7 +52,9 @@ class FakeNamespaces(Namespaces):
         return (os.pread(fd, 100, 0).decode(),)
 
     def listeners(self, fd: int, workers: int) -> list[list[socket.socket]]:
-        return [[socket.create_server(("127.0.0.1", 0)) for _ in range(3)] for _ in range(workers)]
+        rows = [[socket.create_server(("127.0.0.1", 0)) for _ in range(3)] for _ in range(workers)]
+        self.listening += [sock.getsockname() for row in rows for sock in row]
+        return rows
 
     async def apply(self, fd: int, mark: int) -> None:
         if self.broken:

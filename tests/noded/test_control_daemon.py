@@ -168,6 +168,23 @@ async def test_a_replaced_worker_gets_all_that_the_one_before_had(mesh: World) -
             assert victim not in {t["pid"] for t in after}
 
 
+async def test_connections_queue_while_a_worker_is_replaced(mesh: World) -> None:
+    async with mesh.controlled():
+        mesh.token()
+        async with mesh.node():
+            await mesh.connected()
+            await mesh.enrol("web")
+            for pid in {t["pid"] for t in await mesh.told()}:
+                os.kill(pid, signal.SIGKILL)
+            for address in mesh.namespaces.listening:
+                with trio.fail_after(5):
+                    await (await trio.open_tcp_stream(*address)).aclose()
+            await mesh.api.delete("/workloads/shop/web?drain=0")
+            for address in mesh.namespaces.listening:
+                with pytest.raises(OSError, match="failed"):
+                    await trio.open_tcp_stream(*address)
+
+
 def _all_certified(connections: dict[str, list[dict[str, object]]]) -> bool:
     return all(row["certificate"] for row in connections["items"])
 
