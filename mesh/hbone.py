@@ -19,6 +19,7 @@ DENIED = encode_status(401)
 UNAVAILABLE = encode_status(503)
 
 _CONNECT = encode_field(b":method", b"CONNECT")
+_LONGEST = len("[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535")
 
 
 def format_address(address: str, port: int) -> str:
@@ -29,7 +30,8 @@ def format_address(address: str, port: int) -> str:
 def parse_address(text: str) -> tuple[str, int]:
     """Read `address:port` or `[address]:port`; return the canonical address. Raises `ValueError` for anything else."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port[:6]) < 65536:
+    short = len(text) <= _LONGEST  # what is longer must not get into a log line either, by way of an IPv6 zone, say
+    if not short or not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"{text[:80]!r} is not address:port")
     return _canonical(host), int(port)
 

@@ -471,8 +471,8 @@ class Connection:
             # Rapid reset (CVE-2023-44487): it cannot have seen our answer, so it never wanted one. Who waits for the
             # answer has to do with MAX_STREAMS at a time, however short its connections are.
             self._nuisances()
-        if self._forget(stream):
-            stream.on_reset(int.from_bytes(payload, "big"))
+        self._forget(stream)
+        stream.on_reset(int.from_bytes(payload, "big"))
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:

@@ -101,12 +101,12 @@ def test_a_stream_that_its_owner_resets_while_data_arrives_hears_no_more_however
         (stream,) = server.accepted
         calls: list[bytes] = []
 
-        def resets(payload: memoryview, stream: object = stream, calls: list[bytes] = calls) -> int:
+        def resets(payload: memoryview, server: End = server, calls: list[bytes] = calls) -> int:
             calls.append(bytes(payload))
-            server.connection.reset(server.accepted[0], ErrorCode.CANCEL)  # noqa: B023
+            server.connection.reset(server.accepted[0], ErrorCode.CANCEL)
             return len(payload)
 
-        stream.on_data = resets  # type: ignore[method-assign]
+        stream.on_data = resets  # type: ignore[method-assign,assignment]
         server.feed(wire[:cut])
         server.feed(wire[cut:])
         assert len(calls) == 1
@@ -316,6 +316,7 @@ WRONG: dict[str, tuple[bytes, ErrorCode]] = {
     "all padding and more": (frame(frames.DATA, 0x8, 1, b"\x05abc"), ErrorCode.PROTOCOL_ERROR),
     "a block that does not decode": (frame(frames.HEADERS, 4, 3, b"\xff\xff"), ErrorCode.COMPRESSION_ERROR),
     "a control frame of 70,000 bytes": (frames.head(70_000 << 8 | frames.HEADERS, 4, 3), ErrorCode.FRAME_SIZE_ERROR),
+    "an acknowledgement with settings": (frame(frames.SETTINGS, frames.ACK, 0, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
     "a push": (frame(frames.PUSH_PROMISE, 4, 1, bytes(4)), ErrorCode.PROTOCOL_ERROR),
     "a window over 2^31": (frames.window_update(0, frames.MAX_WINDOW), ErrorCode.FLOW_CONTROL_ERROR),
     "a stream's window over 2^31": (frames.window_update(1, frames.MAX_WINDOW), ErrorCode.FLOW_CONTROL_ERROR),
@@ -373,6 +374,14 @@ def test_nothing_may_come_before_settings(first: bytes) -> None:
 def test_a_client_that_does_not_speak_http2_is_turned_away_at_the_first_wrong_byte(wire: bytes) -> None:
     server = End(client=False)
     assert failure(server, wire) == ErrorCode.PROTOCOL_ERROR
+
+
+def test_a_whole_conversation_may_arrive_byte_by_byte() -> None:
+    wire = frames.PREFACE + frames.settings({}) + frames.headers(1, CONNECT, False) + data(1, b"abc", end=True)
+    server = End(client=False)
+    feed(server, wire, 1)
+    assert server.accepted[0].got == b"abc"
+    assert server.saw("end") == [("end", 1)]
 
 
 def test_a_server_cannot_open_streams_or_answer_what_was_not_asked() -> None:
