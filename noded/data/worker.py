@@ -71,7 +71,7 @@ class Worker:
             case messages.WorkloadUp():
                 await self._workload_up(message, fds)
             case messages.WorkloadDown():
-                self._nursery.start_soon(self._workload_down, message)
+                self._nursery.start_soon(self._farewell, message, self._stop_accepting(message.uid))
             case messages.Certificate():
                 if (local := self.node.workloads.get(message.uid)) is not None:
                     local.certificate(message)
@@ -113,12 +113,17 @@ class Worker:
             return
         await self._link.send(messages.WorkloadReady(uid))
 
-    async def _workload_down(self, message: messages.WorkloadDown) -> None:
-        local = self.node.workloads.pop(message.uid, None)
+    def _stop_accepting(self, uid: str) -> LocalWorkload | None:
+        """At once, so that the same workload may come back while the one before it drains."""
+        local = self.node.workloads.pop(uid, None)
         if local is not None:
             local.gone = True
-            for listener in self._listeners.pop(message.uid):
+            for listener in self._listeners.pop(uid):
                 listener.close()
+        return local
+
+    async def _farewell(self, message: messages.WorkloadDown, local: LocalWorkload | None) -> None:
+        if local is not None:
             tunnels = [*local.tunnels, *(t for t in self.pool.tunnels() if t.uid == message.uid)]
             for tunnel in tunnels:
                 tunnel.retire("the workload leaves the mesh")
