@@ -93,9 +93,10 @@ class Pods:
         made.settimeout(30)
         return made
 
-    def connect(self, address: str, port: int = PORT) -> socket.socket:
-        """A connection from the pod. Raises `OSError`."""
+    def connect(self, address: str, port: int = PORT, seconds: float = 30) -> socket.socket:
+        """A connection from the pod, each of whose steps may take `seconds`. Raises `OSError`."""
         conn = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        conn.settimeout(seconds)
         try:
             conn.connect((address, port))
         except BaseException:
@@ -103,10 +104,10 @@ class Pods:
             raise
         return conn
 
-    def reaches(self, address: str, port: int = PORT) -> bool:
+    def reaches(self, address: str, port: int = PORT, seconds: float = 30) -> bool:
         """Whether a new connection gets through to an echo server. (The mesh accepts before it decides.)"""
         try:
-            with self.connect(address, port) as conn:
+            with self.connect(address, port, seconds) as conn:
                 return talks(conn)
         except OSError:
             return False

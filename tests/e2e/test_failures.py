@@ -25,7 +25,7 @@ def test_noded_killed_means_a_reset_then_closed_doors_then_all_as_before(own_bed
         with pytest.raises(ConnectionResetError):
             conn.recv(1)
         seen = len(server.peers)
-        assert not bed["client"].reaches(bed["web"].v4)
+        assert not bed["client"].reaches(bed["web"].v4, seconds=3)
         assert len(server.peers) == seen, "a connection got around the dead noded"
         restart_node(bed, side)
         assert eventually(lambda: bed["client"].reaches(bed["web"].v4))
