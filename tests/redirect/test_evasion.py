@@ -24,6 +24,7 @@ from tests.redirect.pods import (
     World,
     exchange,
     ip,
+    read_line,
     set_mark,
     transparent,
 )
@@ -235,6 +236,60 @@ def test_a_link_local_connection_does_not_leave_around_the_proxy(world: World) -
         with contextlib.suppress(OSError):
             sock.connect(("fe80::2", server.getsockname()[1], 0, index))
         assert not world.tap.from_port(sock.getsockname()[1])
+
+
+def without_tracking(world: World, family: int, chain: str) -> None:
+    program = "iptables-legacy" if family == socket.AF_INET else "ip6tables-legacy"
+    world.pod.run(program, "-t", "raw", "-A", chain, "-p", "tcp", "-j", "CT", "--notrack")
+
+
+@each_family
+def test_a_connection_that_conntrack_does_not_see_goes_nowhere(world: World, family: int) -> None:
+    """Some other software's NOTRACK: there is no connection to mark, so there must be none at all."""
+    without_tracking(world, family, "OUTPUT")
+    without_tracking(world, family, "PREROUTING")
+    with world.proxy(), world.echo(world.peer, family) as there, world.echo(world.pod, family) as here:
+        world.capture.apply()
+        with world.pod.open(family) as sock, world.peer.open(family) as visitor:
+            assert not attempt(sock, (world.peer.address(family), there.port))
+            assert not world.tap.from_port(sock.getsockname()[1])
+            assert not attempt(visitor, (world.pod.address(family), here.port))
+        assert there.seen == here.seen == []
+
+
+@each_family
+def test_losing_the_routes_lets_nothing_of_a_captured_connection_out(world: World, family: int) -> None:
+    with world.proxy(), world.echo(world.peer, family) as there, world.echo(world.pod, family) as here:
+        world.capture.apply()
+        with world.pod.open(family) as outward, world.peer.open(family) as inward:
+            outward.connect((world.peer.address(family), there.port))
+            inward.connect((world.pod.address(family), here.port))
+            for client in (outward, inward):
+                read_line(client)
+            version = "-4" if family == socket.AF_INET else "-6"
+            ip("-n", world.pod.name, version, "route", "flush", "table", str(plan.TABLE))
+            outward.sendall(b"secret question")
+            inward.sendall(b"secret answer")  # the app echoes it, towards the peer's address
+            inward.settimeout(0.3)
+            with contextlib.suppress(TimeoutError):
+                inward.recv(100)
+            assert not world.tap.from_port(outward.getsockname()[1])
+        (_peer, relayed_port), *_ = here.seen
+        assert not [packet for packet in world.tap.packets() if packet[1] == relayed_port]
+
+
+def test_a_forged_syn_does_not_end_a_connection_from_before_enrolment(world: World) -> None:
+    with world.proxy() as proxy, world.echo(world.pod) as echo, world.peer.open() as client:
+        client.connect((world.pod.v4, echo.port))
+        read_line(client)
+        world.capture.apply()
+        client.sendall(b"a")  # conntrack learns of the connection
+        assert client.recv(1) == b"a"
+        with world.peer.open(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as forger:
+            forger.sendto(raw_segment(client.getsockname(), (world.pod.v4, echo.port), 0x02), (world.pod.v4, 0))
+        client.sendall(b"b")
+        assert client.recv(1) == b"b"
+        assert proxy.accepted == []
 
 
 @each_family
