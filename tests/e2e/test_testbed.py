@@ -81,6 +81,26 @@ def test_nodectl_works_on_a_node_and_meshctl_on_the_controllers_host(up: str) ->
     assert "strict" in typed("-n", NAME, "meshctl", "get", "peerauthentications", "--namespace", "shop").stdout
 
 
+def test_a_workload_is_removed_and_enrolled_again_by_hand(up: str) -> None:
+    there = ("-n", NAME, "node", "node-a", "--", "nodectl")
+    removed = typed(*there, "remove", "client", "--namespace", "shop", "--drain", "0s")
+    assert (removed.returncode, removed.stderr) == (0, "")
+    assert typed("-n", NAME, "exec", "client", "--", *URL).returncode != 0  # plaintext, where STRICT is asked
+    words = (
+        "--netns",
+        f"nm-{NAME}-shop.client",
+        "--namespace",
+        "shop",
+        "--service-account",
+        "client",
+        "-l",
+        "app=client",
+    )
+    enrolled = typed(*there, "enroll", "client", *words)
+    assert enrolled.returncode == 0, enrolled.stderr
+    assert typed("-n", NAME, "exec", "client", "--", *URL).stdout == "200"
+
+
 def test_a_killed_noded_shows_and_comes_back(up: str) -> None:
     assert typed("-n", NAME, "kill", "node-b").returncode == 0
     assert "is not running" in typed("-n", NAME, "kill", "node-b").stderr
