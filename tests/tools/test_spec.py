@@ -87,3 +87,9 @@ def test_a_pod_is_found_by_name_or_uid_and_an_ambiguous_name_is_refused() -> Non
         twice.pod("web")
     with pytest.raises(SpecError, match="has no pod 'nobody'"):
         spec.pod("nobody")
+
+
+def test_a_policy_file_is_needed_to_go_up_and_not_afterwards() -> None:
+    text = SHOP + "policies: [absent.yaml]\n"
+    assert "there is no file absent.yaml" in faults(text)
+    assert parse(text, Path("shop.yaml"), up=True).name == "shop"

@@ -53,7 +53,7 @@ def find(name: str = "") -> Testbed:
     folder = FOLDER / (name or there[0])
     try:
         source = Path((folder / "source").read_text())
-        return Testbed(parse((folder / "spec.yaml").read_text(), source))
+        return Testbed(parse((folder / "spec.yaml").read_text(), source, up=True))
     except (OSError, SpecError) as error:
         raise TestbedError(
             f"testbed '{folder.name}' is incomplete ({error}); remove it with: tools/testbed down {folder.name}"

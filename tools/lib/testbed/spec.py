@@ -101,8 +101,11 @@ class Spec:
         return found[0]
 
 
-def parse(text: str, file: Path) -> Spec:
-    """A testbed file. Raises `SpecError` with everything that is wrong; `policies` are relative to the file."""
+def parse(text: str, file: Path, *, up: bool = False) -> Spec:
+    """A testbed file, or (`up`) one that a testbed was made from, whose `policies` have been applied and may be gone.
+
+    `policies` are relative to the file. Raises `SpecError` with everything that is wrong.
+    """
     top, faults = load(text, str(file))
     top.only("name", "nodes", "pods", "services", "policies", "noded", "controller")
     name = top.text("name")
@@ -125,7 +128,7 @@ def parse(text: str, file: Path) -> Spec:
     services = tuple(_service(entry) for entry in top.maps("services"))
     policies = tuple(file.parent / policy for policy in top.texts("policies"))
     for policy in policies:
-        if not policy.is_file():
+        if not up and not policy.is_file():
             faults.add(top.at("policies"), f"policies: there is no file {policy}")
     spec = Spec(name, nodes, pods, services, policies, top.anything("noded"), top.anything("controller"))
     faults.finish()
