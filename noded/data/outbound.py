@@ -194,9 +194,20 @@ class OutboundStream(StreamRelay):
         """Bytes before the answer are a peer's mistake: drop the connection."""
         if self.established:
             return super().on_data(data)
-        self.connection.reset(self, ErrorCode.PROTOCOL_ERROR)
-        self.fail("UPE", "the peer sent data before its answer")
+        self._unanswered("sent data")
         return len(data)
+
+    def on_end(self) -> None:
+        """The same before the answer."""
+        if self.established:
+            super().on_end()
+        elif not self.closed:
+            self._unanswered("ended the stream")
+
+    def _unanswered(self, what: str) -> None:
+        self.connection.reset(self, ErrorCode.PROTOCOL_ERROR)
+        self.engine.mark(self.tunnel)
+        self.fail("UPE", f"the peer {what} before its answer")
 
     def fail(self, flags: str, reason: str) -> None:
         """Reset the client; nothing was carried."""

@@ -145,7 +145,7 @@ class StreamRelay(Stream):
         self._eof = True
         self.connection.end(self)
         self.engine.mark(self.tunnel)
-        if self._half_closed:
+        if self._half_closed and not self._pending:
             self._finish()
         else:
             self.engine.modify(self._fd, self._events())
@@ -219,9 +219,7 @@ class StreamRelay(Stream):
             self.socket_failed(error)
 
     def _finish(self) -> None:
-        """Both directions have ended. What is still to be drained keeps it open."""
-        if self._pending:
-            return
+        """Both directions have ended, and nothing is pending."""
         self.closed = True
         assert self.sock is not None
         orderly(self.sock)
