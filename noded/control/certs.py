@@ -55,13 +55,16 @@ class Certificates:
         return self._roots
 
     def trust(self, roots: bytes) -> None:
-        """Replace the roots, here and in the workers."""
+        """Replace the roots, here and in the workers. What they did not sign is no good to peers: renewed at once."""
         if roots == self._roots:
             return
         self._store.roots = roots
         self._roots = roots
         for uid, entry in self._entries.items():
+            if entry.held is not None and not entry.held.under(roots):
+                entry.due = 0.0
             self._announce(uid, entry)
+        self._rouse()
 
     def get(self, uid: str) -> Credential | None:
         """The valid credential of workload `uid` (`""`: the node), or None."""
@@ -82,6 +85,8 @@ class Certificates:
                 found = credential.parse(stored)
                 if found.identity == identity and found.not_after > self._now():
                     self._hold(uid, entry, found)
+                    if self._roots and not found.under(self._roots):  # the roots changed while we were away
+                        entry.due = 0.0
             except CredentialError as error:
                 _log.warning("stored credential is not usable", extra={"uid": uid, "error": str(error)})
         self._rouse()

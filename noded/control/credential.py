@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -42,6 +43,11 @@ class Credential:
         """Key and chain in one file, as `ssl.SSLContext.load_cert_chain` takes it."""
         return self.key + self.chain
 
+    def under(self, roots: bytes) -> bool:
+        """Whether one of `roots` (PEM) has signed the last certificate of the chain."""
+        last = x509.load_pem_x509_certificates(self.chain)[-1]
+        return any(_signed(last, root) for root in x509.load_pem_x509_certificates(roots))
+
     def __repr__(self) -> str:
         """Without the key: this may end up in a log."""
         return f"Credential({self.identity}, serial {self.serial})"
@@ -71,6 +77,14 @@ def parse(pem: bytes) -> Credential:
     if found is None:
         raise CredentialError("no private key")
     return _examine(found[0], pem[: found.start()] + pem[found.end() :])
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _examine(key: bytes, chain: bytes) -> Credential:

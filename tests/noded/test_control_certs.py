@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from controller.ca import Authority, public_key_of
 from mesh.sync import Signed
@@ -169,6 +170,33 @@ async def test_new_roots_reach_all_workloads_again(keys: KeyStore, signer: Signe
     certs.trust(signer.authority.bundle * 2)
     assert [message.roots for message in signer.published] == [signer.authority.bundle, signer.authority.bundle * 2]
     assert keys.roots == signer.authority.bundle * 2
+
+
+async def test_a_certificate_that_the_new_roots_did_not_sign_is_renewed_at_once(
+    keys: KeyStore, signer: Signer, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    certs = manager(keys, signer)
+    certs.adopt("shop/web", WEB)
+    old = await certs.fetch("shop/web")
+    overlap = signer.authority.bundle
+    (tmp_path / "anew").mkdir()
+    signer.authority = Authority.open(tmp_path / "anew", "cluster.local", signer.now)
+    certs.trust(overlap + signer.authority.bundle)
+    await let_it_run(certs)
+    assert certs.get("shop/web") == old  # while both roots are trusted there is no hurry
+    certs.trust(signer.authority.bundle)
+    await let_it_run(certs)
+    renewed = certs.get("shop/web")
+    assert renewed is not None
+    assert renewed.under(signer.authority.bundle)
+
+    keys.write("shop/web", old.pem)
+    restarted = manager(keys, signer)
+    restarted.adopt("shop/web", WEB)
+    await let_it_run(restarted)
+    taken = restarted.get("shop/web")
+    assert taken is not None
+    assert taken.under(signer.authority.bundle)
 
 
 async def test_a_workload_s_key_is_deleted_with_it(keys: KeyStore, signer: Signer) -> None:
