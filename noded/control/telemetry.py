@@ -16,7 +16,7 @@ MAX_EDGES = 4096
 """Edges kept, in either form; the one that was quiet the longest goes first."""
 REPORT_EDGES = 1024
 """Edges in one `Report`."""
-GAUGES = frozenset({"open_connections", "tunnels", "held"})
+GAUGES = frozenset({"open_connections", "tunnels"})
 """Names in `Counts.totals` that go up and down; the others only grow."""
 
 
