@@ -143,8 +143,10 @@ class Pool:
         try:
             with trio.move_on_after(_SETTINGS_SECONDS):
                 await event.wait()
-            if tunnel.closed or not tunnel.connection.ready:
-                reason = tunnel.reason or f"no SETTINGS within {_SETTINGS_SECONDS} s"
+            if tunnel.closed or tunnel.connection.room <= 0:
+                # without room it would carry nobody, and whoever waits would have the next one dialled, and the next
+                none = "it takes no streams" if tunnel.connection.ready else f"no SETTINGS within {_SETTINGS_SECONDS} s"
+                reason = tunnel.reason or none
                 raise tls.HandshakeFailed(f"the peer refused the tunnel: {reason}")
         except BaseException:
             tunnel.close("given up")
@@ -180,11 +182,13 @@ class Pool:
         key = self._keys.get(tunnel)
         if key is None:
             return
-        entry = self._entries[key]
-        if tunnel in entry.tunnels:
-            entry.tunnels.remove(tunnel)
         if tunnel.closed:
             del self._keys[tunnel]
+        entry = self._entries.get(key)
+        if entry is None:  # this one was retired, and none could be opened in its place
+            return
+        if tunnel in entry.tunnels:
+            entry.tunnels.remove(tunnel)
         if not entry.tunnels and not entry.dialling and not entry.waiting and tunnel.closed:
             del self._entries[key]
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from mesh.h2.frames import DEFAULT_WINDOW, ErrorCode
+from mesh.h2.frames import DEFAULT_WINDOW
 from mesh.h2.headers import Fields
 from noded.data.engine import EPOLLERR, EPOLLHUP, EPOLLIN, Engine
 from noded.data.inbound import InboundStream
@@ -249,7 +249,7 @@ async def test_a_peer_that_does_not_answer_as_it_should_costs_that_connection_on
                 self.connection.send_headers(self, b"\x84")
             self.engine.mark(tunnel)
 
-    pair.inbound.tunnel_request = lambda t: Misbehaving(pair.inbound, pair.web.local, t)  # type: ignore[method-assign]
+    pair.inbound.tunnel_request = lambda t: Misbehaving(pair.inbound, pair.web.local, t)  # type: ignore[method-assign,assignment]
     stream.open_in(first.tunnel)
     assert (await received(app))[1] == "reset"
     live.send(b"still here")
@@ -395,4 +395,3 @@ async def test_two_sockets_events_that_mean_nothing_are_stood(engine: Engine) ->
     assert await trio.to_thread.run_sync(joined.server.recv, 10) == b"x"
     joined.relay.abort("over")
     joined.relay._forward.on_source(EPOLLIN)
-    assert ErrorCode.NO_ERROR == 0
