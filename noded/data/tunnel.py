@@ -251,10 +251,10 @@ class Tunnel:
             self.retire("idle")
         elif now > self._expires - 60:
             self.retire("its certificate expires")
+        if connection.out:
+            self.flush()
         if connection.closing and not connection.streams:
             self.close(self.reason or "retired")
-        elif connection.out:
-            self.flush()
 
     def retire(self, reason: str) -> None:
         """Take no more streams; close when the last has ended (noticed at the next tick)."""
