@@ -121,6 +121,7 @@ class Enrolments:
                 record = self._wanted(request, netns)
                 known = self._locals.get(uid)
                 if known is not None and known.record == record and known.state is State.READY:
+                    await self._namespaces.apply(known.netns, record.mark)  # puts back what others have removed
                     return known
                 if known is not None and known.record.namespace_id != record.namespace_id:
                     if not self._namespaces.vanished(known.record.netns, known.record.namespace_id):

@@ -56,14 +56,17 @@ async def test_workers_know_the_workload_from_the_mesh_before_they_accept_for_it
             assert all(t["revision"] > before for t in await mesh.told())
 
 
-async def test_the_same_request_again_changes_nothing(mesh: World) -> None:
+async def test_the_same_request_again_changes_nothing_and_puts_back_missing_rules(mesh: World) -> None:
     async with mesh.controlled():
         mesh.token()
         async with mesh.node():
             await mesh.connected()
             first = await mesh.enrol("web")
+            told = await mesh.told()
             assert (await mesh.enrol("web")).json() == first.json()
-            assert len(mesh.namespaces.log) == 1
+            assert await mesh.told() == told
+            applied, again = mesh.namespaces.log
+            assert applied == again
 
 
 async def test_other_labels_reach_controller_and_workers_without_new_listeners(mesh: World) -> None:
