@@ -31,6 +31,8 @@ class Answer:
     rule: int
     reason: str
     mtls_mode: str
+    dry_run: tuple[str, ...] = ()
+    """What would be different if the dry-run policies were enforced, as in the access log."""
 
 
 def check(world: World, config: MeshConfig, source: str, target: str, address: str = "") -> list[Answer]:
@@ -68,7 +70,8 @@ def check(world: World, config: MeshConfig, source: str, target: str, address: s
         verdict = authorizer.check(Peer(identity, client, endpoint.address, port))
         allowed = isinstance(verdict, Permit)
         mode = authorizer.mtls_mode(port).value
-        answers.append(Answer(workload.uid, port, allowed, verdict.policy, verdict.rule, verdict.reason, mode))
+        decided = (verdict.policy, verdict.rule, verdict.reason)
+        answers.append(Answer(workload.uid, port, allowed, *decided, mode, verdict.dry_run))
     return answers
 
 

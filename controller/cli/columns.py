@@ -122,6 +122,7 @@ CHECK = (
     Column("RULE", lambda row: None if row.get("rule", -1) == -1 else row["rule"], right=True),
     Column("MTLS", "mtls_mode"),
     Column("REASON", "reason"),
+    Column("DRY-RUN", "dry_run", wide=True),
 )
 
 TOKENS = (

@@ -52,6 +52,13 @@ def test_the_clients_address_counts() -> None:
     assert verdicts(world, "-")["shop/web-1"]
 
 
+def test_what_a_rehearsed_policy_would_change_is_said() -> None:
+    spec = {"action": "ALLOW", "rules": [{"from": [{"source": {"namespaces": ["bank"]}}]}]}
+    rehearsed = manifest("AuthorizationPolicy", "only-bank", spec, annotations={"istio.io/dry-run": "true"})
+    answer = check(mesh(rehearsed), CONFIG, "shop/client", "shop/web:80")[0]
+    assert (answer.allowed, answer.dry_run) == (True, ("shop/only-bank would deny",))
+
+
 @pytest.mark.parametrize(
     ("source", "target", "address", "missing"),
     [
