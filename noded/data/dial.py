@@ -111,6 +111,10 @@ class _Attempt:
         if error:
             self.abort(os.strerror(error))
             return
+        try:
+            self._sock.getpeername()
+        except OSError:
+            return  # the event was that of an earlier socket with this number (see `Engine._turn`)
         self.finished = True
         self._engine.remove(self._sock.fileno())
         self._done(self._sock, "")
