@@ -317,6 +317,7 @@ WRONG: dict[str, tuple[bytes, ErrorCode]] = {
     "a block that does not decode": (frame(frames.HEADERS, 4, 3, b"\xff\xff"), ErrorCode.COMPRESSION_ERROR),
     "a control frame of 70,000 bytes": (frames.head(70_000 << 8 | frames.HEADERS, 4, 3), ErrorCode.FRAME_SIZE_ERROR),
     "an acknowledgement with settings": (frame(frames.SETTINGS, frames.ACK, 0, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
+    "a priority of another size": (frame(frames.PRIORITY, 0, 1, bytes(4)), ErrorCode.FRAME_SIZE_ERROR),
     "a push": (frame(frames.PUSH_PROMISE, 4, 1, bytes(4)), ErrorCode.PROTOCOL_ERROR),
     "a window over 2^31": (frames.window_update(0, frames.MAX_WINDOW), ErrorCode.FLOW_CONTROL_ERROR),
     "a stream's window over 2^31": (frames.window_update(1, frames.MAX_WINDOW), ErrorCode.FLOW_CONTROL_ERROR),

@@ -156,6 +156,35 @@ async def test_a_stalled_reader_holds_one_window_and_stops_its_sender_only(pair:
     assert await received(server) == (bytes(sent), "end")
 
 
+async def test_a_paused_relay_whose_socket_is_shut_both_ways_sleeps_until_it_may_read_the_rest(pair: Mesh) -> None:
+    """The kernel reports the hang-up for ever, but what the application sent before it is still to be read."""
+    app, server, stream = await pair.joined(pair.serve())
+    server.shutdown(socket.SHUT_WR)
+    await until(lambda: stream._half_closed)
+    stream.send_window, left = 0, stream.send_window
+    app.sendall(b"the rest")
+    app.shutdown(socket.SHUT_WR)
+    await until(lambda: stream._muted)
+    stream.send_window = left
+    stream.resume()
+    assert await received(server) == (b"the rest", "end")
+    await flows_end(pair)
+    assert pair.client.log()[0]["flags"] == "-"
+
+
+async def test_two_sockets_a_sender_that_is_shut_both_ways_with_bytes_pending_is_read_to_its_end(
+    engine: Engine,
+) -> None:
+    joined = Joined(engine, small=True)
+    joined.server.shutdown(socket.SHUT_WR)
+    assert await received(joined.client) == (b"", "end")
+    sent = await fill(joined.client)
+    joined.client.shutdown(socket.SHUT_WR)
+    await until(lambda: joined.relay._forward._muted or joined.relay._forward._pending)
+    assert await received(joined.server) == (bytes(sent), "end")
+    await until(lambda: joined.flow.finished)
+
+
 async def test_an_abort_resets_both_applications(pair: Mesh) -> None:
     app, server, stream = await pair.joined(pair.serve())
     stream.abort("policy", "RBAC")
