@@ -1,0 +1,98 @@
+"""docs/reference/metrics.md, access-log.md and the table of response flags against what the daemons say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from controller.config import Config
+from controller.daemon import Daemon
+from controller.metrics import Metrics
+from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
+from noded import source_ports
+from noded.control import metrics
+from noded.control.telemetry import Telemetry
+from noded.data.tracker import Flow, Tracker
+from noded.link import Counts
+from tests.docs.pages import DOCS, ROOT, spans, table
+
+PAGE = DOCS / "reference/metrics.md"
+WORKER = "\n".join(path.read_text() for path in sorted((ROOT / "noded/data").glob("*.py")))
+"""The source of what counts connections: counters have no register, they are counted by name."""
+
+Families = dict[str, tuple[str, set[str]]]
+"""By name: type and labels."""
+
+
+def families(text: str) -> Families:
+    """What an exposition holds."""
+    found: Families = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        found[name] = family.type, {label for sample in family.samples for label in sample.labels}
+    return found
+
+
+def exported() -> Families:
+    """What noded can export: one edge, and every total that its workers count."""
+    totals = set(re.findall(r'\bcount\(\s*"(\w+)"', WORKER)) | set(re.findall(r'totals\["(\w+)"\] =', WORKER))
+    party = Party("web", "shop", "spiffe://cluster.local/ns/shop/sa/web", "web", "v1")
+    edge = EdgeReport(EdgeKey("source", party, party, "web.shop.svc.cluster.local", "mutual_tls", "-"), EdgeCounts(1))
+    telemetry = Telemetry()
+    telemetry.add(0, Counts((edge,), dict.fromkeys(totals, 1)))
+    gauges = metrics.Gauges("1", "node-a", {"ready": 1}, 1, 1.0, True, {0: 0}, {"shop/web": 1.0})
+    return families(metrics.text(telemetry, gauges).decode())
+
+
+def test_what_noded_exports_is_described_with_its_type_and_labels() -> None:
+    found = exported()
+    described = {
+        spans(name)[0]: (kind, set(spans(labels))) for name, kind, labels, _ in table(PAGE, "## noded: itself")
+    }
+    assert described == {name: facts for name, facts in found.items() if name.startswith("nodemesh_")}
+
+    tcp = table(PAGE, "## noded: TCP")
+    described_tcp = {spans(row[0])[0]: row[1] for row in tcp if len(row) == 3}
+    assert described_tcp == {name: kind for name, (kind, _) in found.items() if name.startswith("istio_")}
+    assert {label for row in tcp if len(row) == 2 for label in spans(row[0])} == set(metrics.LABELS)
+
+
+def test_what_the_controller_exports_is_described_with_its_type(tmp_path: Path) -> None:
+    daemon = Daemon(Config.model_validate({"stateDir": str(tmp_path / "state"), "runDir": str(tmp_path)}))
+    try:
+        parts = (daemon.authority, daemon.enroller, daemon.publisher, daemon.link, daemon.telemetry)
+        found = families(Metrics(*parts).text().decode())
+    finally:
+        daemon.close()
+    described = {spans(row[0])[0]: row[1] for row in table(PAGE, "## mesh-controller")}
+    assert described == {name: kind for name, (kind, _) in found.items() if not name.startswith("process_")}
+
+
+def test_the_fields_of_an_access_log_line_are_described_in_order() -> None:
+    reader, writer = os.pipe()
+    table_fd = source_ports.create(1)
+    try:
+        tracker = Tracker(source_ports.SourcePorts(table_fd, 0), access_log=True, log_fd=writer)
+        flow = Flow(tracker, "shop/web", "inbound", "10.77.1.2", 40000)
+        flow.dry_run = ("shop/trial would deny",)
+        flow.finish()
+        tracker.flush_log()
+        line = json.loads(os.read(reader, 4096))
+    finally:
+        for fd in (reader, writer, table_fd):
+            os.close(fd)
+    rows = table(DOCS / "reference/access-log.md", "# Access log")
+    assert [spans(row[0])[0] for row in rows] == list(line)
+    types = {str: "text", int: "number", float: "number", list: "list of text"}
+    assert [row[1] for row in rows] == [types[type(value)] for value in line.values()]
+
+
+def test_every_response_flag_is_explained() -> None:
+    sources = [WORKER, (ROOT / "mesh/resolve.py").read_text(), (ROOT / "noded/control/telemetry.py").read_text()]
+    used = set(re.findall(r'"(-|[A-Z]{2,4})"', "\n".join(sources))) - {"URI"}  # a kind of name in a certificate
+    explained = {spans(row[0])[0] for row in table(DOCS / "how-to/troubleshoot.md", "## Response flags")}
+    assert explained == used
