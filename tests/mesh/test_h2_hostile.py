@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.h2 import frames
-from mesh.h2.connection import MAX_CONTROL_FRAME, MAX_QUEUED, MAX_STREAMS, NUISANCE_LIMIT, ConnectionFailed
+from mesh.h2.connection import MAX_CONTROL_FRAME, MAX_QUEUED, MAX_STREAMS, NUISANCE_LIMIT, ConnectionFailed, Stream
 from mesh.h2.frames import ErrorCode, Setting
 from mesh.h2.headers import MAX_LIST, encode_field
 
@@ -62,6 +62,32 @@ def test_a_busy_tunnel_whose_many_short_connections_are_reset_by_applications_li
         exchange(client, server)
     assert len(server.accepted) == 10 * NUISANCE_LIMIT
     assert not server.connection.streams
+
+
+def test_requests_that_we_refuse_at_once_may_not_come_faster_than_their_answers_can_be_read() -> None:
+    server = server_end()
+    accept = server.on_request
+
+    def refusing() -> Stream:
+        stream = accept()
+        stream.on_headers = lambda fields, end: server.connection.send_headers(stream, OK, end=True)  # type: ignore[method-assign]
+        return stream
+
+    server.on_request = refusing  # type: ignore[method-assign]
+    wire = b"".join(frames.headers(number, CONNECT, True) for number in range(1, 4 * NUISANCE_LIMIT, 2))
+    assert failure(server, wire) == ErrorCode.ENHANCE_YOUR_CALM
+    assert len(server.accepted) <= NUISANCE_LIMIT + MAX_STREAMS + 1
+
+
+def test_a_full_tunnel_may_replace_all_its_streams_in_one_flight() -> None:
+    client, server = ends(answers=True)
+    for _ in range(10 * NUISANCE_LIMIT // MAX_STREAMS):
+        for stream in list(client.connection.streams.values()):
+            client.connection.reset(stream, ErrorCode.CONNECT_ERROR)
+        for _ in range(MAX_STREAMS):
+            client.open()
+        exchange(client, server)
+    assert len(server.connection.streams) == MAX_STREAMS
 
 
 def test_nuisances_are_forgiven_with_time() -> None:
@@ -159,12 +185,12 @@ def test_a_peer_that_does_not_read_its_answers_is_cut_off_before_they_fill_the_m
     server = server_end()
     refuse = server.on_request
 
-    def refusing() -> object:
+    def refusing() -> Stream:
         stream = refuse()
-        stream.on_headers = lambda fields, end: server.connection.send_headers(stream, OK, end=True)  # type: ignore
+        stream.on_headers = lambda fields, end: server.connection.send_headers(stream, OK, end=True)  # type: ignore[method-assign]
         return stream
 
-    server.on_request = refusing  # type: ignore[method-assign,assignment]
+    server.on_request = refusing  # type: ignore[method-assign]
     code, number = None, 1
     while code is None:
         code = failure(server, b"".join(ask(n) for n in range(number, number + 200, 2)))
