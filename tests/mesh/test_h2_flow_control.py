@@ -75,6 +75,17 @@ def test_a_stream_that_drains_grows_to_the_largest_window_and_not_beyond() -> No
     assert accepted.receive_size == DEFAULT_WINDOW + accepted.granted
 
 
+def test_a_stream_grows_also_where_its_frames_arrive_in_parts() -> None:
+    client, server, (stream,) = joined()
+    for _ in range(3):
+        client.send(stream, bytes(min(stream.send_window, 65_000)))
+        sent = client.take()
+        for at in range(0, len(sent), 10_000):
+            server.feed(sent[at : at + 10_000])
+        exchange(client, server)
+    assert server.accepted[0].receive_size > DEFAULT_WINDOW
+
+
 def test_streams_grow_only_while_the_budget_lasts_and_give_it_back_when_they_end() -> None:
     budget = Budget(DEFAULT_WINDOW * 3)
     client, server, (one, two) = joined(budget, streams=2)
