@@ -137,7 +137,7 @@ class Connection:
         self._highest_peer_stream = 0
         """Of those opened, refused ones included: above it, streams are idle."""
         self._next_stream = 1
-        self._receives = 0
+        self._receives = self._opened = 0
         self._decoder = Decoder()
         self._block: bytearray | None = None
         self._block_stream = self._block_parts = 0
@@ -259,6 +259,7 @@ class Connection:
         at = 0
         streams = self.streams
         self._receives += 1
+        self._opened = 0
         if len(self.out) > MAX_QUEUED:
             raise self._failed(ErrorCode.ENHANCE_YOUR_CALM, "the peer does not read its answers")
         if self._preface_left:
@@ -455,6 +456,9 @@ class Connection:
         if not stream_id & 1:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, f"a client cannot open stream {stream_id}")
         self._highest_peer_stream = stream_id
+        self._opened += 1
+        if self._opened > MAX_STREAMS:
+            self._nuisances()  # it cannot have seen that the streams before these have ended
         if self.closing or len(self.streams) >= MAX_STREAMS:
             self._nuisances()
             self.out.append(f.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
