@@ -72,6 +72,7 @@ class Syncer:
         self.status = Status()
         self._session: _Session | None = None
         self._join_key: tuple[bytes, bytes] | None = None
+        self._refused_token = ""
 
     def tie(
         self,
@@ -158,6 +159,8 @@ class Syncer:
     async def _connect_once(self) -> None:
         if self.certs.get("") is None or not self.certs.roots:
             await self._join()
+        elif self._has_new_token():
+            await self._join_anew()
         address = self._config.controller_address
         try:
             tls = controller_tls.context(self.certs.roots.decode("ascii"), self._store.path(""))
@@ -233,6 +236,17 @@ class Syncer:
                 "make a token with `meshctl token create` and name its file in the configuration",
             )
         return token.read(self._config.controller_token_file)
+
+    async def _join_anew(self) -> None:
+        """A token was put in place since this node joined, perhaps for a wider scope. Refused, it joins as it was."""
+        joining = self._token().id
+        if joining == self._refused_token:
+            return
+        try:
+            await self._join()
+        except Failure as error:
+            self._refused_token = joining
+            _log.warning("new join token not accepted", extra={"token": joining, "reason": str(error)})
 
     async def _join(self) -> None:
         """Get the node's own certificate for the join token."""

@@ -103,11 +103,11 @@ meshRanges: [10.77.0.0/16]
         self.command: Sequence[str] = COMMAND
         self.api: httpx.AsyncClient
 
-    def token(self, allow: list[str] | None = None) -> None:
+    def token(self, allow: list[str] | None = None, node: str = "") -> None:
         """Put a fresh join token where the node looks for one."""
         authority = self.controller.authority
         text, stored = tokens.mint(
-            allow or ["shop/*"], "", 3600, -1, "", root_sha256=authority.root_sha256, now=time.time()
+            allow or ["shop/*"], node, 3600, -1, "", root_sha256=authority.root_sha256, now=time.time()
         )
         self.controller.store.add_token(stored)
         (self.folder / "token").write_text(text)

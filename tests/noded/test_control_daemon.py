@@ -290,6 +290,22 @@ async def test_counts_of_the_workers_reach_metrics_and_controller(mesh: World) -
             assert "nodemesh_open_connections 2.0" in text
 
 
+async def test_a_restart_takes_up_the_scope_of_a_new_token_and_lives_with_one_that_is_refused(mesh: World) -> None:
+    async with mesh.controlled():
+        mesh.token()
+        async with mesh.node():
+            await mesh.connected()
+            assert "allows only shop/*" in (await mesh.enrol("web", namespace="bank")).text
+        mesh.token(["shop/*", "bank/*"], node="node-a")
+        async with mesh.node():
+            await mesh.connected()
+            assert (await mesh.enrol("web", namespace="bank")).status_code == 200
+        mesh.token(["other/*"])  # the name is taken, and this token is not made for it
+        async with mesh.node():
+            await mesh.connected()
+            assert (await mesh.enrol("web", namespace="bank")).status_code == 200
+
+
 async def test_a_second_daemon_in_the_same_folder_is_turned_away(mesh: World) -> None:
     async with mesh.node():
         await mesh.until("/status", lambda s: s)
