@@ -82,12 +82,13 @@ class _Wrong(ValueError):
         self.message, self.remedy = message, remedy
 
 
-_NODE = re.compile(r"[A-Za-z0-9._-]{1,253}\Z")
+_NODE = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\Z")
+"""A DNS name (RFC 1123) in lower case: the controller lets no other join."""
 
 
 def _node(value: object) -> str:
-    if not isinstance(value, str) or not _NODE.match(value) or value in (".", ".."):
-        raise _Wrong("must be a node name", "use letters, digits, '.', '-' and '_', for example node-a")
+    if not isinstance(value, str) or not _NODE.match(value):
+        raise _Wrong("must be a node name", "use lower-case letters, digits, '-' and '.', for example node-a")
     return value
 
 

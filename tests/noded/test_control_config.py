@@ -11,6 +11,12 @@ metricsAddress: ""
 """
 
 
+@pytest.mark.parametrize("name", ["Node-A", "node_a", "..", "-a", "a" * 254, ""])
+def test_a_node_name_that_the_controller_would_refuse_is_refused_here(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be a node name"):
+        parse("noded.yaml", GOOD.replace("node: node-a", f'node: "{name}"'))
+
+
 def test_a_minimal_file_gets_the_documented_defaults() -> None:
     config = parse("noded.yaml", GOOD)
     assert config.controller_address == ("172.30.0.254", 15012)
