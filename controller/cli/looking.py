@@ -12,7 +12,7 @@ from controller.cli import columns
 from controller.cli.client import Client
 from controller.cli.terminal import examples, output_options, show, watch, watch_options
 from mesh.failure import Exit, Failure
-from mesh.present import Look, Output, Row, dig, fields
+from mesh.present import Look, Output, Row, count, dig, fields
 
 _NAMESPACE = click.option("-n", "--namespace", help="Only this one; all by default.")
 
@@ -146,7 +146,7 @@ def ca(client: Client, output: str) -> None:
         return
     pairs = [
         ("Trust domain", str(answer.get("trust_domain", ""))),
-        ("Issued", f"{answer.get('issued', 0)} certificates"),
+        ("Issued", f"{count(answer.get('issued', 0), 'certificate')} since it started"),
         ("Life", f"{answer.get('workload_certificate_hours')}h for a workload"),
     ]
     click.echo(fields(pairs) + "\n", nl=False)
