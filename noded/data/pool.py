@@ -88,8 +88,9 @@ class Pool:
                     tunnel = await self._open(local, key)
                 except (OSError, tls.HandshakeFailed) as error:
                     self._node.tracker.count("handshake_failures")
-                    log.info("no tunnel from %s to %s (%s): %s", key.uid, key.address, key.peer.uri, error)
-                    self._fail_waiting(entry, f"no tunnel to {key.address}: {error}")
+                    why = getattr(error, "strerror", None) or str(error)  # without the number
+                    log.info("no tunnel from %s to %s (%s): %s", key.uid, key.address, key.peer.uri, why)
+                    self._fail_waiting(entry, f"no tunnel to {key.address}: {why}")
                     return
                 self._serve(entry, tunnel)
         finally:
