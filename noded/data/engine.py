@@ -26,6 +26,7 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP = select.EPOLLIN, select.EPOLLOUT, select.
 
 _BATCH = 256
 _TRIO_EVERY = 0.010
+_SETTLE = 3
 
 log = logging.getLogger(__name__)
 
@@ -142,15 +143,18 @@ class Engine:
         now = time.monotonic
         checkpoint = trio.lowlevel.checkpoint
         yielded = now()
+        settling = 0
         while True:
-            busy = self._turn(_TRIO_EVERY)
-            if self.woken or now() - yielded > _TRIO_EVERY:
+            busy = self._turn(0 if settling else _TRIO_EVERY)
+            if self.woken or settling or now() - yielded > _TRIO_EVERY:
+                # a woken task may wake another, which nothing here would notice: yield a few times more
+                settling = _SETTLE if self.woken else max(0, settling - 1)
                 self.woken = False
                 await checkpoint()
                 yielded = now()
                 if self._dirty:
                     self.flush()
-            if not busy:
+            if not busy and not settling:
                 return
 
     async def _sleep(self) -> None:
