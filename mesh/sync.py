@@ -11,6 +11,7 @@ join token allowed.
      |  <-  Welcome, Update(full or since that revision)
      | Ack(revision) | Nack(revision, why)  ->  |      (a Nack leaves the node on its last good snapshot)
      | Enrol, Withdraw, Sign  ->  |                     answered by Enrolled, Signed or Refused with the same `request`
+     |  <-  Assign                                      on Kubernetes: which pods of the node are to be in the mesh
      | Report  ->  |                                     every few seconds
      | Ping <-> Pong                                     every 10 s; silence for 30 s ends the connection
 """
@@ -31,7 +32,10 @@ _LENGTH = struct.Struct(">I")
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A new node: the join token's secret, its name, and a CSR (PEM) for the node's own certificate."""
+    """A new node: its token, its name, and a CSR (PEM) for the node's own certificate.
+
+    `token` is a join token's secret part or, on Kubernetes, the projected service-account token (a JWT) of noded's pod.
+    """
 
     token: str
     node: str
@@ -161,6 +165,32 @@ class Trust:
 
 
 @dataclass(frozen=True, slots=True)
+class Assignment:
+    """A pod of this node that is to be in the mesh."""
+
+    pod: str
+    """The pod's own UID: a successor of the same namespace and name has another."""
+    name: str
+    namespace: str
+    service_account: str
+    labels: dict[str, str]
+    addresses: tuple[str, ...]
+    """Empty until the pod has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """What the node is to enrol, on Kubernetes: all of it, each time it changes. Others of its pods leave the mesh.
+
+    `namespaces` are those whose pods are in the mesh by default; where noded is away, the CNI plug-in lets no pod of them
+    start.
+    """
+
+    pods: tuple[Assignment, ...]
+    namespaces: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Counts per edge since the last report."""
 
@@ -178,7 +208,7 @@ class Pong:
 
 
 FromNode = Join | Hello | Ack | Nack | Enrol | Withdraw | Sign | Report | Ping | Pong
-FromController = Joined | Welcome | Update | Enrolled | Signed | Refused | Trust | Ping | Pong
+FromController = Joined | Welcome | Update | Assign | Enrolled | Signed | Refused | Trust | Ping | Pong
 
 
 def frame(message: object, union: object) -> bytes:
