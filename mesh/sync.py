@@ -182,8 +182,8 @@ class Assignment:
 class Assign:
     """What the node is to enrol, on Kubernetes: all of it, each time it changes. Others of its pods leave the mesh.
 
-    `namespaces` are those whose pods are in the mesh by default; where noded is away, the CNI plug-in lets no pod of them
-    start.
+    `namespaces` are those whose pods are in the mesh by default; where noded is away, the CNI plug-in lets no pod of
+    them start.
     """
 
     pods: tuple[Assignment, ...]
