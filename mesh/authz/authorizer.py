@@ -73,6 +73,14 @@ class Denial:
     dry_run: tuple[str, ...]
     """What would be different if the dry-run policies were enforced: `<namespace>/<name> would allow`."""
 
+    @property
+    def text(self) -> str:
+        """The reason, and by which rule, for a log line."""
+        if not self.policy:
+            return self.reason
+        rule = f" rule {self.rule}" if self.rule >= 0 else ""
+        return f"{self.reason}: {self.policy}{rule}"
+
 
 class _Compiled(NamedTuple):
     key: str

@@ -1,10 +1,9 @@
-"""Connections arriving at a local workload: in a tunnel, or captured in plaintext."""
+"""Connections arriving at a local workload in a tunnel."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING
 
 from mesh import hbone
 from mesh.authz import Denial, Peer
@@ -15,13 +14,10 @@ from mesh.model import PROXY_PORTS, Party
 from noded.data import tls
 from noded.data.dial import Dialler
 from noded.data.node import LocalWorkload, Node
-from noded.data.relay import SocketRelay, StreamRelay
 from noded.data.sockets import canonical
-from noded.data.tracker import UNKNOWN, Flow
+from noded.data.stream_relay import StreamRelay
+from noded.data.tracker import Flow
 from noded.data.tunnel import Tunnel
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable
 
 _MAX_HANDSHAKES = 512
 """Tunnels being set up towards one workload; more are refused, since each costs a millisecond of signing."""
@@ -37,8 +33,6 @@ class Inbound:
     def __init__(self, node: Node, dialler: Dialler) -> None:
         self.node, self.dialler = node, dialler
         self._locals: dict[Tunnel, LocalWorkload] = {}
-
-    # -- tunnels ------------------------------------------------------------------------------------------------------
 
     def accepted(self, local: LocalWorkload, sock: socket.socket, peer: tuple[str, int]) -> None:
         """Somebody wants a tunnel to `local`."""
@@ -99,111 +93,12 @@ class Inbound:
         if tunnel.closed and (local := self._locals.pop(tunnel, None)) is not None:
             local.tunnels.discard(tunnel)
 
-    # -- plaintext ----------------------------------------------------------------------------------------------------
-
-    def accepted_plaintext(self, local: LocalWorkload, client: socket.socket, peer: tuple[str, int]) -> None:
-        """A captured connection from outside the mesh, or from a mesh that does not know yet that this is in it."""
-        flow = Flow(self.node.tracker, local.uid, "passthrough", canonical(peer[0]), peer[1])
-        try:
-            address, port = client.getsockname()[:2]
-        except OSError:
-            client.close()
-            flow.finish("NR", "no original destination")
-            return
-        flow.destination, flow.port = flow.target, flow.target_port = canonical(address), port
-        if port in PROXY_PORTS:
-            client.close()
-            flow.finish("NR", "one of the proxy's own ports: it would loop")
-        elif not self.node.snapshot.ready:
-            self.node.engine.spawn(self._held, local, flow, client)
-        else:
-            self._passthrough(local, flow, client)
-
-    async def _held(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
-        self.node.tracker.count("held")
-        try:
-            ready = await self.node.hold(lambda: self.node.snapshot.ready)
-        except BaseException:
-            client.close()
-            flow.finish("NR", "the worker is ending")
-            raise
-        if ready:
-            self._passthrough(local, flow, client)
-        else:
-            client.close()
-            flow.finish("NR", f"no snapshot of the mesh yet; waited {self.node.hold_seconds:g} s")
-
-    def _passthrough(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
-        flow.parties(self.plaintext_party(flow.client), local.party, "", "none")
-        verdict = local.authorizer.check(Peer(None, flow.client, flow.destination, flow.port))
-        flow.decided(verdict)
-        if isinstance(verdict, Denial):
-            client.close()
-            flow.finish("RBAC", denied(verdict))
-            return
-
-        def connected(server: socket.socket | None, why: str) -> None:
-            if server is None or flow.finished:
-                if server is not None:
-                    server.close()
-                client.close()
-                flow.finish("UF", why)
-                return
-            flow.establish()
-            flow.carrier = SocketRelay(self.node.engine, flow, client, server)
-
-        flow.carrier = _Refusable(flow, client)
-        self.dialler.to_workload(verdict, local, flow.destination, flow.port, flow.client, connected)
-
-    def plaintext_party(self, address: str) -> Party:
-        """Who the snapshot says has this address; no identity is claimed for it."""
-        workload = self.node.snapshot.workload_at(address)
-        if workload is None:
-            return UNKNOWN
-        known = self.node.party(workload)
-        return Party(known.workload, known.namespace, "unknown", known.app, known.version)
-
     def source_party(self, tunnel: Tunnel, address: str) -> Party:
         """The source of a tunnel: its identity from the certificate, the rest from the snapshot where they agree."""
         workload = self.node.snapshot.workload_at(address)
         if workload is not None and self.node.identity(workload) == tunnel.peer:
             return self.node.party(workload)
         return Party("unknown", tunnel.peer.namespace, tunnel.peer.uri, "unknown", "unknown")
-
-    def recheck(self, local: LocalWorkload) -> None:
-        """After a policy change: close live connections that are denied now."""
-        for flow in self.node.tracker.of(local.uid):
-            if flow.direction == "outbound" or flow.carrier is None or not flow.target:
-                continue
-            verdict = local.authorizer.check(Peer(flow.peer_identity, flow.client, flow.target, flow.target_port))
-            flow.decided(verdict)
-            if isinstance(verdict, Denial):
-                flow.carrier.abort(denied(verdict), "RBAC")
-
-
-def denied(verdict: Denial) -> str:
-    """Why, for the log."""
-    if not verdict.policy:
-        return verdict.reason
-    rule = f" rule {verdict.rule}" if verdict.rule >= 0 else ""
-    return f"{verdict.reason}: {verdict.policy}{rule}"
-
-
-class _Refusable:
-    """Carries a plaintext connection while the workload is dialled."""
-
-    def __init__(self, flow: Flow, client: socket.socket) -> None:
-        self._flow, self._client = flow, client
-
-    def counts(self) -> tuple[int, int]:
-        """As `Carrier` has it."""
-        return 0, 0
-
-    def abort(self, reason: str, flags: str = "-") -> None:
-        """As `Carrier` has it."""
-        if not self._flow.finished:
-            self._client.close()
-            self._flow.finish(flags, reason)
 
 
 class InboundStream(StreamRelay):
@@ -252,8 +147,7 @@ class InboundStream(StreamRelay):
     async def _held(self) -> None:
         node = self._inbound.node
         node.tracker.count("held")
-        ready: Awaitable[bool] = node.hold(lambda: node.snapshot.ready)
-        if await ready:
+        if await node.hold(lambda: node.snapshot.ready):
             self._authorize()
         else:
             self.refuse(hbone.UNAVAILABLE, "NR", f"no snapshot of the mesh yet; waited {node.hold_seconds:g} s")
@@ -265,7 +159,7 @@ class InboundStream(StreamRelay):
         verdict = self._local.authorizer.check(Peer(self.tunnel.peer, flow.client, flow.target, flow.target_port))
         flow.decided(verdict)
         if isinstance(verdict, Denial):
-            self.refuse(hbone.DENIED, "RBAC", denied(verdict))
+            self.refuse(hbone.DENIED, "RBAC", verdict.text)
             return
         self._inbound.dialler.to_workload(
             verdict, self._local, flow.target, flow.target_port, flow.client, self._connected

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from mesh import hbone
-from mesh.authz import Authorizer
+from mesh.authz import Authorizer, Denial, Peer
 from mesh.h2.connection import Budget
 from mesh.identity import Identity
 from mesh.model import MeshConfig, Party, Workload
@@ -99,7 +99,6 @@ class Node:
         self.connect_seconds = configure.connect_seconds
         self.snapshot = Snapshot.empty()
         self.workloads: dict[str, LocalWorkload] = {}
-        self.draining = False
         self._changed = trio.Event()
         self._pick = random.getrandbits(16)
         self._parties: dict[str, Party] = {}
@@ -130,6 +129,16 @@ class Node:
             local.configure(snapshot.config)
             local.authorize_with(snapshot)
         self.changed()
+
+    def recheck(self, local: LocalWorkload) -> None:
+        """After a policy change: close live connections to `local` that are denied now."""
+        for flow in self.tracker.of(local.uid):
+            if flow.direction == "outbound" or flow.carrier is None or not flow.target:
+                continue
+            verdict = local.authorizer.check(Peer(flow.peer_identity, flow.client, flow.target, flow.target_port))
+            flow.decided(verdict)
+            if isinstance(verdict, Denial):
+                flow.carrier.abort(verdict.text, "RBAC")
 
     def party(self, workload: Workload) -> Party:
         """A workload of the snapshot as metrics name it."""

@@ -12,8 +12,9 @@ from mesh.h2.headers import Fields
 from mesh.resolve import Kind, Target, resolve
 from noded.data.dial import Dialler
 from noded.data.node import LocalWorkload, Node
-from noded.data.relay import SocketRelay, StreamRelay
+from noded.data.socket_relay import Waiting
 from noded.data.sockets import canonical
+from noded.data.stream_relay import StreamRelay
 from noded.data.tracker import UNKNOWN, Flow
 from noded.data.tunnel import Tunnel
 
@@ -51,7 +52,7 @@ class Outbound:
     async def _held(self, local: LocalWorkload, flow: Flow, client: socket.socket, target: Target) -> None:
         node = self._node
         node.tracker.count("held")
-        waiting = flow.carrier = _Waiting(flow, client)
+        waiting = flow.carrier = Waiting(node.engine, flow, client)
         found = [target]
 
         def resolved() -> bool:
@@ -89,37 +90,8 @@ class Outbound:
             flow.carrier = stream
             self._pool.carry(local, peer, stream)
         else:
-            flow.carrier = _Waiting(flow, client)
-            self._dialler.from_workload(
-                local, target.address, target.port, lambda server, why: self._connected(flow, client, server, why)
-            )
-
-    def _connected(self, flow: Flow, client: socket.socket, server: socket.socket | None, why: str) -> None:
-        if server is None or flow.finished:
-            if server is not None:
-                server.close()
-            client.close()
-            flow.finish("UF", why)
-            return
-        flow.establish()
-        flow.carrier = SocketRelay(self._node.engine, flow, client, server)
-
-
-class _Waiting:
-    """Carries a connection that goes nowhere yet."""
-
-    def __init__(self, flow: Flow, client: socket.socket) -> None:
-        self._flow, self._client = flow, client
-
-    def counts(self) -> tuple[int, int]:
-        """As `Carrier` has it."""
-        return 0, 0
-
-    def abort(self, reason: str, flags: str = "-") -> None:
-        """As `Carrier` has it."""
-        if not self._flow.finished:
-            self._client.close()
-            self._flow.finish(flags, reason)
+            waiting = flow.carrier = Waiting(node.engine, flow, client)
+            self._dialler.from_workload(local, target.address, target.port, waiting.connected)
 
 
 class OutboundStream(StreamRelay):

@@ -12,7 +12,6 @@ from collections import deque
 from redirect.netns import NamespaceError, inside
 
 _SO_MARK = 36
-_IP_BIND_ADDRESS_NO_PORT = 24
 _IP_TRANSPARENT = 19
 _IPV6_TRANSPARENT = 75
 _KEEPALIVE_IDLE, _KEEPALIVE_INTERVAL, _KEEPALIVE_PROBES = 180, 75, 9
@@ -20,6 +19,9 @@ _USER_TIMEOUT_MS = (_KEEPALIVE_IDLE + _KEEPALIVE_INTERVAL * _KEEPALIVE_PROBES) *
 _RESET = struct.pack("ii", 1, 0)
 _ORDERLY = struct.pack("ii", 0, 0)
 _BATCH = 8
+
+FIRST_READ, FULL_READ = 32_768, 262_144
+"""Bytes to ask a socket for: at first, and once it has filled that."""
 
 log = logging.getLogger(__name__)
 

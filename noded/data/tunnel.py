@@ -16,8 +16,8 @@ from mesh.h2.connection import MAX_CONTROL_FRAME, Budget, Connection, Connection
 from mesh.h2.frames import ErrorCode
 from mesh.identity import Identity
 from noded.data.engine import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Engine
-from noded.data.relay import StreamRelay
 from noded.data.sockets import orderly
+from noded.data.stream_relay import StreamRelay
 from noded.data.tls import Session
 
 _READ = 262_144

@@ -26,6 +26,7 @@ from noded.data.engine import Engine
 from noded.data.inbound import Inbound
 from noded.data.node import LocalWorkload, Node, close_fds
 from noded.data.outbound import Outbound
+from noded.data.passthrough import Passthrough
 from noded.data.pool import Pool
 from noded.data.tunnel import TICK_SECONDS, Tunnel
 from noded.link import Link, ToControl, ToWorker
@@ -52,8 +53,8 @@ class Worker:
         self.pool = Pool(self.node)
         self.outbound = Outbound(self.node, self.pool, self.dialler)
         self.inbound = Inbound(self.node, self.dialler)
+        self.passthrough = Passthrough(self.node, self.dialler)
         self._listeners: dict[str, list[Listener]] = {}
-        self._removals: dict[str, trio.CancelScope] = {}
 
     async def run(self) -> None:
         """Serve until the link ends or a drain is done; returns then, with everything cancelled."""
@@ -97,12 +98,12 @@ class Worker:
             known.workload, known.labels = message.workload, message.labels
             known.configure(node.snapshot.config)
             known.authorize_with(node.snapshot)
-            self.inbound.recheck(known)
+            node.recheck(known)
         elif known is None and len(fds) == 4:
             local = LocalWorkload(message.workload, message.labels, node.snapshot.config, fds[0], message.mark, fds[1:])
             local.authorize_with(node.snapshot)
             node.workloads[uid] = local
-            steps = (self.outbound.accepted, self.inbound.accepted_plaintext, self.inbound.accepted)
+            steps = (self.outbound.accepted, self.passthrough.accepted, self.inbound.accepted)
             self._listeners[uid] = [
                 Listener(self.engine, local, sock, accepted)
                 for sock, accepted in zip(local.listeners, steps, strict=True)
@@ -158,11 +159,10 @@ class Worker:
         node.adopt(snapshot)
         if snapshot.policies != before.policies or snapshot.peer_auths != before.peer_auths:
             for local in node.workloads.values():
-                self.inbound.recheck(local)
+                node.recheck(local)
         await self._link.send(messages.Applied(snapshot.revision))
 
     async def _drain(self, seconds: float) -> None:
-        self.node.draining = True
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.close()

@@ -13,7 +13,8 @@ from mesh.h2.frames import DEFAULT_WINDOW
 from mesh.h2.headers import Fields
 from noded.data.engine import EPOLLERR, EPOLLHUP, EPOLLIN, Engine
 from noded.data.inbound import InboundStream
-from noded.data.relay import SocketRelay, StreamRelay
+from noded.data.socket_relay import SocketRelay
+from noded.data.stream_relay import StreamRelay
 from noded.data.tracker import Flow, Tracker
 from tests.noded.data.loopback import Mesh, fill, mesh, received, reset, source_ports, tcp_pair, until
 
