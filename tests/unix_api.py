@@ -143,7 +143,9 @@ class Terminal:
 
     def __init__(self, module: str, *args: str, env: dict[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
-        code = f"from {module} import main; main()"
+        # A shell's background job, which the tests may be in, ignores SIGINT and passes that on; a terminal does not.
+        interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{interruptible}; from {module} import main; main()"
         clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *args],
@@ -164,9 +166,10 @@ class Terminal:
                 raise AssertionError(f"{text!r} never shown; got {self.shown!r}")
 
     def ended(self) -> int:
-        """The exit status, after everything has been read."""
-        while self._read(20):
-            pass
+        """The exit status, after everything has been read; fail if it goes on."""
+        deadline = time.monotonic() + 20
+        while self._read(max(deadline - time.monotonic(), 0)):
+            assert time.monotonic() < deadline, f"still running; got {self.shown[-1000:]!r}"
         return self.process.wait(20)
 
     def _read(self, seconds: float) -> bool:
