@@ -6,7 +6,8 @@ import click
 
 from controller.cli import access, completion, describing, looking, resources
 from controller.cli.client import SOCKET, SOCKET_VARIABLE, Client
-from controller.cli.terminal import examples, run
+from controller.cli.terminal import run
+from mesh.present.options import examples
 
 
 @examples(

@@ -10,9 +10,11 @@ import click
 from controller.cli import columns
 from controller.cli.client import Client
 from controller.cli.completion import node_names, token_ids
-from controller.cli.terminal import duration, examples, output_options, show
-from mesh.failure import Failure
-from mesh.present import Look, stamp
+from controller.cli.terminal import show
+from mesh.present.failure import Failure
+from mesh.present.options import duration, examples, output_options
+from mesh.present.table import Look
+from mesh.present.units import stamp
 
 
 @click.group()

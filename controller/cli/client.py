@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from controller.cli.terminal import progress
-from mesh.failure import Failure, refused, unreachable
+from mesh.present.failure import read_answer, refused, unreachable
 
 if TYPE_CHECKING:
     import httpx
@@ -45,12 +45,7 @@ class Client:
     ) -> Any:
         """The JSON answer to any request; `doing` is what the terminal shows meanwhile."""
         response = self._request(method, path, doing, query or {}, body, patience or self._patience)
-        try:
-            return response.json() if response.content else {}
-        except ValueError:
-            raise Failure(
-                f"{method} {path}: the answer is not JSON", f"is it mesh-controller that listens at {self._path}?"
-            ) from None
+        return read_answer(response.content, f"{method} {path}", "mesh-controller", self._path)
 
     def _request(
         self, method: str, path: str, doing: str, query: dict[str, str], body: object, patience: float
@@ -60,22 +55,9 @@ class Client:
         try:
             with progress(doing):
                 response = self._http.request(method, path, params=query, json=body, timeout=patience)
-        except httpx.TimeoutException:
-            raise unreachable("mesh-controller", self._path, SOCKET_VARIABLE, None) from None
         except httpx.TransportError as error:
-            raise unreachable("mesh-controller", self._path, SOCKET_VARIABLE, _cause(error)) from None
-        if response.is_success:
-            return response
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        raise refused(response.status_code, answer)
-
-
-def _cause(error: BaseException) -> OSError:
-    """The operating system's error under httpx's, else one that says what httpx says."""
-    under: BaseException | None = error
-    while under is not None and not isinstance(under, OSError):
-        under = under.__cause__ or under.__context__
-    return under or OSError(str(error))
+            cause = None if isinstance(error, httpx.TimeoutException) else error
+            raise unreachable("mesh-controller", self._path, SOCKET_VARIABLE, cause) from None
+        if not response.is_success:
+            raise refused(response.status_code, response.content)
+        return response

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mesh.present import Column, Row, ago, dig, plain, rate, size, stamp, until
+from mesh.present import columns as mesh_columns
+from mesh.present.table import Column, Row, dig, plain
+from mesh.present.units import ago, size, stamp, until
 
 
 def sync_state(row: Row) -> str:
@@ -18,16 +20,6 @@ def sync_state(row: Row) -> str:
         return "pending"
     behind = int(row["revision"]) - int(row["acked_revision"])
     return "in-step" if behind <= 0 else f"pending ({behind} behind)"
-
-
-def endpoint_addresses(row: Row) -> list[str]:
-    """`address:target ports` of a service's endpoints."""
-    return [f"{endpoint.get('address')}:{plain(endpoint.get('ports'))}" for endpoint in row.get("endpoints", [])]
-
-
-def port_names(row: Row) -> list[str]:
-    """`name:port` of a service's ports."""
-    return [f"{port.get('name') or '-'}:{port.get('port')}" for port in row.get("ports", [])]
 
 
 def party(side: Any) -> str:
@@ -67,28 +59,7 @@ NODES = (
     Column("ACKED", "acked_revision", right=True, wide=True),
 )
 
-WORKLOADS = (
-    Column("NAMESPACE", "namespace"),
-    Column("NAME", "name"),
-    Column("NODE", "node"),
-    Column("MESHED", "meshed"),
-    Column("SERVICE-ACCOUNT", "service_account"),
-    Column("ADDRESSES", "addresses"),
-    Column("APP", "app", wide=True),
-    Column("VERSION", "version", wide=True),
-    Column("LABELS", "labels", wide=True),
-    Column("IDENTITY", "identity", wide=True),
-)
-
-SERVICES = (
-    Column("NAMESPACE", "namespace"),
-    Column("NAME", "name"),
-    Column("ADDRESSES", "addresses"),
-    Column("PORTS", port_names),
-    Column("ENDPOINTS", lambda row: len(row.get("endpoints", [])), right=True),
-    Column("HOSTNAME", "hostname", wide=True),
-    Column("ADDRESS:TARGET-PORTS", endpoint_addresses, wide=True),
-)
+WORKLOADS = (*mesh_columns.WORKLOADS, Column("LABELS", "labels", wide=True), Column("IDENTITY", "identity", wide=True))
 
 EDGES = (
     Column("SOURCE", lambda row: party(row.get("source"))),
@@ -107,11 +78,6 @@ EDGES = (
     Column("FIRST-SEEN", "first_seen", ago, right=True, wide=True),
     Column("SOURCE-PRINCIPAL", "source.principal", wide=True),
     Column("DESTINATION-PRINCIPAL", "destination.principal", wide=True),
-)
-
-RATES = (
-    Column("RECEIVED/S", "received_rate", rate, right=True),
-    Column("SENT/S", "sent_rate", rate, right=True),
 )
 
 CHECK = (

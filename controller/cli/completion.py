@@ -10,9 +10,9 @@ from click.shell_completion import get_completion_class
 
 from controller.cli.client import Client
 from controller.cli.kinds import PLURALS, plural
-from controller.cli.terminal import examples
-from mesh.failure import Failure
-from mesh.present import dig
+from mesh.present.failure import Failure
+from mesh.present.options import examples
+from mesh.present.table import dig
 
 _PATIENCE = 0.5
 _Completer = Callable[[click.Context, click.Parameter, str], list[str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +13,12 @@ from controller.cli.client import Client
 from controller.cli.completion import kinds, names
 from controller.cli.kinds import plural, singular
 from controller.cli.resources import split_kind
-from controller.cli.terminal import coloured, examples
-from mesh.failure import Failure
 from mesh.model import MeshConfig
-from mesh.present import Column, Look, Output, Row, age, dig, fields, plain, stamp, structured
+from mesh.present import columns as mesh_columns
+from mesh.present.failure import Failure
+from mesh.present.options import colour, examples
+from mesh.present.table import Column, Look, Output, Row, dig, fields, plain, structured
+from mesh.present.units import age, stamp
 
 
 @examples(
@@ -61,7 +62,7 @@ def _find(rows: list[Row], what: str, **wanted: str) -> Row:
 
 
 def _section(title: str, rows: Sequence[Row], shown: tuple[Column, ...]) -> str:
-    look = Look(Output.TABLE, colour=coloured(sys.stdout))
+    look = Look(Output.TABLE, colour=colour())
     if not rows:
         return ""
     body = look.table(rows, shown, time.time())
@@ -82,7 +83,7 @@ def _service(client: Client, namespace: str, name: str) -> list[str]:
         ("Service", f"{namespace}/{name}"),
         ("Host name", str(service.get("hostname", ""))),
         ("Addresses", plain(service.get("addresses"))),
-        ("Ports", plain(columns.port_names(service))),
+        ("Ports", plain(mesh_columns.port_names(service))),
     ]
     concerned = [workloads[uid] for uid in sorted(behind) if uid in workloads]
     return [
@@ -112,7 +113,7 @@ def _workload(client: Client, namespace: str, name: str) -> list[str]:
     ]
     return [
         fields(pairs),
-        _section("Services it is behind", services, columns.SERVICES),
+        _section("Services it is behind", services, mesh_columns.SERVICES),
         _section(
             "Policies" if workload.get("meshed") else "Policies (not enforced: it is not in the mesh)",
             _policies_on(client, [workload]),
@@ -136,7 +137,7 @@ def _node(client: Client, namespace: str, name: str) -> list[str]:
         ("Certificate", f"until {stamp(node['certificate_expires'])}" if node.get("certificate_expires") else ""),
     ]
     local = [row for row in _items(client, "/v1/workloads") if row.get("node") == name]
-    return [fields(pairs, colour=coloured(sys.stdout)), _section("Workloads", local, columns.WORKLOADS)]
+    return [fields(pairs, colour=colour()), _section("Workloads", local, columns.WORKLOADS)]
 
 
 def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:

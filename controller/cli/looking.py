@@ -10,9 +10,13 @@ import click
 
 from controller.cli import columns
 from controller.cli.client import Client
-from controller.cli.terminal import examples, output_options, show, watch, watch_options
-from mesh.failure import Exit, Failure
-from mesh.present import Look, Output, Row, count, dig, fields
+from controller.cli.terminal import show, watch
+from mesh.present import columns as mesh_columns
+from mesh.present.failure import Exit, Failure
+from mesh.present.options import examples, output_options, watch_options
+from mesh.present.table import Look, Output, Row, dig, fields
+from mesh.present.units import count
+from mesh.present.watch import Watch
 
 _NAMESPACE = click.option("-n", "--namespace", help="Only this one; all by default.")
 
@@ -44,7 +48,7 @@ def workloads(client: Client, look: Look, namespace: str | None) -> None:
 @click.pass_obj
 def services(client: Client, look: Look, namespace: str | None) -> None:
     """List services with their addresses and endpoints."""
-    show(look, _within(client.get("/v1/services"), namespace), columns.SERVICES, empty="No service.")
+    show(look, _within(client.get("/v1/services"), namespace), mesh_columns.SERVICES, empty="No service.")
 
 
 def _within(answer: Any, namespace: str | None) -> Any:
@@ -78,15 +82,8 @@ def edges(client: Client, look: Look, namespace: str | None, watching: bool, int
     if not watching:
         show(look, {"items": fetch()}, columns.EDGES, empty="No connection seen since the controller started.")
         return
-    watch(
-        fetch,
-        (*columns.EDGES, *columns.RATES),
-        _edge_key,
-        look=look,
-        interval=interval,
-        title="meshctl edges" + (f" -n {namespace}" if namespace else ""),
-        rates=("received", "sent"),
-    )
+    view = Watch.of(look, (*columns.EDGES, *mesh_columns.RATES), _edge_key, rates=("received", "sent"))
+    watch(fetch, view, interval=interval, title="meshctl edges" + (f" -n {namespace}" if namespace else ""))
 
 
 def _edge_key(row: Row) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from mesh.failure import Exit, Failure
+from mesh.present.failure import Exit, Failure
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _MAX_BYTES = 16 * 1024 * 1024

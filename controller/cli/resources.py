@@ -10,9 +10,11 @@ from controller.cli import columns, manifests
 from controller.cli.client import Client
 from controller.cli.completion import kinds, names
 from controller.cli.kinds import plural, singular
-from controller.cli.terminal import examples, output_options, show
-from mesh.failure import Failure, Rejected
-from mesh.present import Look, clean, count, paint
+from controller.cli.terminal import show
+from mesh.present.failure import Failure, Rejected
+from mesh.present.options import examples, output_options
+from mesh.present.table import Look, clean, paint
+from mesh.present.units import count
 
 _MANIFEST = click.Path(allow_dash=True)
 _APPLY_PATIENCE = 120.0

@@ -8,26 +8,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.failure import Exit, Failure, Rejected, refused, unreachable
-from mesh.present import (
-    Column,
-    Look,
-    Output,
-    age,
-    ago,
-    clean,
-    count,
-    dig,
-    fields,
-    paint,
-    rate,
-    seconds,
-    size,
-    stamp,
-    table,
-    until,
-)
-from mesh.watch import Watch
+from mesh.present.failure import Exit, Failure, Rejected, refused, unreachable
+from mesh.present.table import Column, Look, Output, clean, dig, fields, paint, table
+from mesh.present.units import age, ago, count, rate, seconds, size, stamp, until
+from mesh.present.watch import Watch
 
 NAME = Column("NAME", "name")
 STATE = Column("STATE", "state", state=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from mesh.present.options import examples
 from noded.control.cli import acting, completion, looking
 from noded.control.cli.client import SOCKET, SOCKET_VARIABLE, Client
-from noded.control.cli.terminal import examples, run
+from noded.control.cli.terminal import run
 
 
 @examples(

@@ -7,12 +7,14 @@ import time
 
 import click
 
-from mesh.failure import Exit, Failure
-from mesh.present import Look, age, count
+from mesh.present.failure import Exit, Failure
+from mesh.present.options import duration, examples, output_options
+from mesh.present.table import Look
+from mesh.present.units import age, count
 from noded.control.cli import columns
 from noded.control.cli.client import Client
 from noded.control.cli.completion import bare_names
-from noded.control.cli.terminal import duration, examples, output_options, progress, show
+from noded.control.cli.terminal import progress, show
 
 _ENROL_PATIENCE = 60.0
 _LONGEST_DRAIN = 3600

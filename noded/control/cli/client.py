@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from mesh.failure import Failure, refused, unreachable
+from mesh.present.failure import read_answer, refused, unreachable
 from noded.control.cli.terminal import progress
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ class Client:
     ) -> Any:
         """The JSON answer to any request; `doing` is what the terminal shows meanwhile."""
         response = self._request(method, path, doing, query or {}, body, patience or self._patience)
-        try:
-            return response.json() if response.content else {}
-        except ValueError:
-            raise Failure(
-                f"{method} {path}: the answer is not JSON", f"is it noded that listens at {self._path}?"
-            ) from None
+        return read_answer(response.content, f"{method} {path}", "noded", self._path)
 
     def _request(
         self, method: str, path: str, doing: str, query: dict[str, str], body: object, patience: float
@@ -68,22 +63,9 @@ class Client:
         try:
             with progress(doing):
                 response = self._http.request(method, path, params=query, json=body, timeout=patience)
-        except httpx.TimeoutException:
-            raise unreachable("noded", self._path, SOCKET_VARIABLE, None) from None
         except httpx.TransportError as error:
-            raise unreachable("noded", self._path, SOCKET_VARIABLE, _cause(error)) from None
-        if response.is_success:
-            return response
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        raise refused(response.status_code, answer)
-
-
-def _cause(error: BaseException) -> OSError:
-    """The operating system's error under httpx's, else one that says what httpx says."""
-    under: BaseException | None = error
-    while under is not None and not isinstance(under, OSError):
-        under = under.__cause__ or under.__context__
-    return under or OSError(str(error))
+            cause = None if isinstance(error, httpx.TimeoutException) else error
+            raise unreachable("noded", self._path, SOCKET_VARIABLE, cause) from None
+        if not response.is_success:
+            raise refused(response.status_code, response.content)
+        return response

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mesh.present import Column, Row, ago, plain, rate, size, stamp, until
+from mesh.present.table import Column, Row
+from mesh.present.units import ago, size, stamp, until
 
 
 def workload_state(row: Row) -> str:
@@ -25,14 +26,6 @@ def short_identity(uri: Any, now: float = 0) -> str:
 def _peer(row: Row) -> Any:
     outbound = row.get("direction") == "outbound"
     return short_identity(row.get("destination_identity" if outbound else "source_identity") or "")
-
-
-def _ports(row: Row) -> list[str]:
-    return [f"{port.get('name') or '-'}:{port.get('port')}" for port in row.get("ports", [])]
-
-
-def _endpoints(row: Row) -> list[str]:
-    return [f"{endpoint.get('address')}:{plain(endpoint.get('ports'))}" for endpoint in row.get("endpoints", [])]
 
 
 def _effect(row: Row) -> str:
@@ -58,27 +51,6 @@ WORKLOADS = (
     Column("CONNECTIONS", "connections", right=True),
     Column("LABELS", "labels", wide=True),
     Column("NETNS", "netns", wide=True),
-)
-
-MESH_WORKLOADS = (
-    Column("NAMESPACE", "namespace"),
-    Column("NAME", "name"),
-    Column("NODE", "node"),
-    Column("MESHED", "meshed"),
-    Column("SERVICE-ACCOUNT", "service_account"),
-    Column("ADDRESSES", "addresses"),
-    Column("APP", "app", wide=True),
-    Column("VERSION", "version", wide=True),
-)
-
-SERVICES = (
-    Column("NAMESPACE", "namespace"),
-    Column("NAME", "name"),
-    Column("ADDRESSES", "addresses"),
-    Column("PORTS", _ports),
-    Column("ENDPOINTS", lambda row: len(row.get("endpoints", [])), right=True),
-    Column("HOSTNAME", "hostname", wide=True),
-    Column("ADDRESS:TARGET-PORTS", _endpoints, wide=True),
 )
 
 POLICIES = (
@@ -121,11 +93,6 @@ CONNECTIONS = (
     Column("POLICY", "policy", wide=True),
     Column("SOURCE-IDENTITY", "source_identity", wide=True),
     Column("DESTINATION-IDENTITY", "destination_identity", wide=True),
-)
-
-RATES = (
-    Column("RECEIVED/S", "received_rate", rate, right=True),
-    Column("SENT/S", "sent_rate", rate, right=True),
 )
 
 TUNNELS = (

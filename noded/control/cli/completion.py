@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from mesh.failure import Failure
+from mesh.present.failure import Failure
+from mesh.present.options import examples
 from noded.control.cli.client import Client
-from noded.control.cli.terminal import examples
 
 _PATIENCE = 0.5
 

@@ -7,12 +7,16 @@ from typing import Any
 
 import click
 
-from mesh.failure import Exit
-from mesh.present import Look, Output, age, ago, count, fields, structured, table
+from mesh.present import columns as mesh_columns
+from mesh.present.failure import Exit
+from mesh.present.options import examples, output_options, watch_options
+from mesh.present.table import Look, Output, fields, structured, table
+from mesh.present.units import age, ago, count
+from mesh.present.watch import Watch
 from noded.control.cli import columns
 from noded.control.cli.client import Client
 from noded.control.cli.completion import workload_names
-from noded.control.cli.terminal import examples, output_options, show, watch, watch_options
+from noded.control.cli.terminal import show, watch
 
 
 @examples(
@@ -79,7 +83,7 @@ def _snapshot(snapshot: dict[str, Any]) -> str:
 def workloads(client: Client, look: Look, everywhere: bool) -> None:
     """List this node's workloads, or all of the mesh's."""
     if everywhere:
-        show(look, client.get("/mesh/workloads"), columns.MESH_WORKLOADS, empty="No workload in the snapshot.")
+        show(look, client.get("/mesh/workloads"), mesh_columns.WORKLOADS, empty="No workload in the snapshot.")
     else:
         empty = "No workload enrolled on this node. `nodectl enroll --help` shows how."
         show(look, client.get("/workloads"), columns.WORKLOADS, empty=empty)
@@ -94,7 +98,7 @@ def workloads(client: Client, look: Look, everywhere: bool) -> None:
 @click.pass_obj
 def services(client: Client, look: Look) -> None:
     """List the services this node knows of."""
-    show(look, client.get("/mesh/services"), columns.SERVICES, empty="No service in the snapshot.")
+    show(look, client.get("/mesh/services"), mesh_columns.SERVICES, empty="No service in the snapshot.")
 
 
 @examples(
@@ -141,15 +145,10 @@ def connections(client: Client, look: Look, workload: str | None, watching: bool
     if not watching:
         show(look, client.get("/connections", **query), columns.CONNECTIONS, empty="No live connection.")
         return
-    watch(
-        lambda: client.get("/connections", **query)["items"],
-        (*columns.CONNECTIONS, *columns.RATES),
-        lambda row: (row.get("worker"), row.get("id")),
-        look=look,
-        interval=interval,
-        title="nodectl connections" + (f" --workload {workload}" if workload else ""),
-        rates=("received", "sent"),
-    )
+    shown = (*columns.CONNECTIONS, *mesh_columns.RATES)
+    view = Watch.of(look, shown, lambda row: (row.get("worker"), row.get("id")), rates=("received", "sent"))
+    title = "nodectl connections" + (f" --workload {workload}" if workload else "")
+    watch(lambda: client.get("/connections", **query)["items"], view, interval=interval, title=title)
 
 
 @examples(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import errno
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mesh.present import clean, count
+from mesh.present.table import clean
+from mesh.present.units import count
 
 
 class Exit(enum.IntEnum):
@@ -66,10 +68,10 @@ class Rejected(Failure):
         return text + (f"hint: {clean(remedy)}\n" if remedy else "")
 
 
-def unreachable(daemon: str, path: str, variable: str, cause: OSError | None) -> Failure:
+def unreachable(daemon: str, path: str, variable: str, cause: Exception | None) -> Failure:
     """The daemon's socket at `path` did not answer; `cause` is None for silence. `variable` may name the socket."""
     elsewhere = f"--socket PATH or {variable}=PATH names another socket"
-    match cause.errno if cause else 0:
+    match _errno(cause) if cause else 0:
         case errno.EACCES | errno.EPERM:
             message, remedy = "permission denied", "only root may talk to it: use sudo"
         case errno.ENOENT:
@@ -84,12 +86,33 @@ def unreachable(daemon: str, path: str, variable: str, cause: OSError | None) ->
     return Failure(f"cannot reach {daemon}: {message}; looked at {path}", remedy, Exit.UNREACHABLE)
 
 
+def _errno(error: BaseException) -> int | None:
+    """The operating system's, which a library's error may have beneath it."""
+    under: BaseException | None = error
+    while under is not None and not isinstance(under, OSError):
+        under = under.__cause__ or under.__context__
+    return under.errno if under else None
+
+
 def _lines(text: str) -> str:
     return "\n".join(clean(line) for line in text.splitlines())
 
 
+def read_answer(body: bytes, request: str, daemon: str, path: str) -> Any:
+    """The JSON of a good answer, `{}` where it is empty. Raises `Failure`."""
+    try:
+        return json.loads(body) if body else {}
+    except ValueError:
+        raise Failure(f"{request}: the answer is not JSON", f"is it {daemon} that listens at {path}?") from None
+
+
 def refused(status: int, answer: object) -> Failure:
-    """From an error answer of the API: its own words where it is of the documented shape, else the status."""
+    """From an error answer of the API, raw or parsed: its own words if its shape is as documented, else the status."""
+    if isinstance(answer, bytes):
+        try:
+            answer = json.loads(answer)
+        except ValueError:
+            answer = None
     if status == 422 and isinstance(answer, Mapping) and answer.get("errors"):
         return Rejected(answer["errors"])
     error = answer.get("error") if isinstance(answer, Mapping) else None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from mesh.present import Column, Output, Row, structured, table
+from mesh.present.table import Column, Look, Output, Row, structured, table
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 """To write before the first frame: the alternate screen, no cursor, long lines cut and not wrapped."""
@@ -31,9 +31,18 @@ class Watch:
         self._columns, self._key, self._output, self._rates = columns, key, output, rates
         self._headers, self._colour = headers, colour
         self._wide = output is Output.WIDE
+        self.tabular = output in (Output.TABLE, Output.WIDE)
+        """Whether `frame` makes sense."""
         self._seen: dict[Hashable, Row] = {}
         self._seen_at = 0.0
         self._widths = [0] * (1 + sum(1 for column in columns if self._wide or not column.wide))
+
+    @classmethod
+    def of(
+        cls, look: Look, columns: Sequence[Column], key: Callable[[Row], Hashable], *, rates: Sequence[str] = ()
+    ) -> Watch:
+        """One that shows rows as `look` says."""
+        return cls(columns, key, output=look.output, headers=look.headers, colour=look.colour, rates=rates)
 
     def frame(self, rows: Sequence[Row], *, title: str, now: float, height: int) -> str:
         """A full redraw for a terminal of `height` lines."""
