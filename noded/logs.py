@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from typing import Any
+
+from noded.sink import SinkHandler
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -33,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 def start(level: str) -> None:
     """Send every record of at least `level` (one of `LEVELS`) to standard error. Call once, first thing."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = SinkHandler(2)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], force=True)
     set_level(level)

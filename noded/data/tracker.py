@@ -6,8 +6,6 @@ A connection registers before its policies are checked, so that a policy change 
 from __future__ import annotations
 
 import json
-import os
-import select
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -16,10 +14,9 @@ from mesh.authz import Denial, Permit
 from mesh.hbone import format_address
 from mesh.identity import Identity
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
+from noded.sink import ATOMIC, Sink
 from noded.source_ports import SourcePorts
 
-_PIPE_SAFE = 4096
-_MAX_LOG_BYTES = 1_048_576
 
 UNKNOWN = Party("unknown", "unknown", "unknown", "unknown", "unknown")
 
@@ -164,7 +161,7 @@ class Tracker:
     def __init__(self, source_ports: SourcePorts, *, access_log: bool, log_fd: int = 1) -> None:
         self.source_ports = source_ports
         self._access_log = access_log
-        self._log_fd = log_fd
+        self._log = Sink(log_fd)
         self._flows: dict[int, Flow] = {}
         self._edges: dict[_Edge, Tally] = {}
         self._next = 0
@@ -254,12 +251,7 @@ class Tracker:
         """Write the gathered lines. A reader that does not keep up loses lines (counted), never holds up traffic."""
         lines, self._lines = self._lines, []
         for chunk in _chunks(lines):
-            if not select.select((), (self._log_fd,), (), 0)[1]:
-                self.count("access_log_dropped", chunk.count(b"\n"))
-                continue
-            try:
-                os.write(self._log_fd, chunk)
-            except OSError:
+            if not self._log.write(chunk):
                 self.count("access_log_dropped", chunk.count(b"\n"))
 
     @property
@@ -307,7 +299,7 @@ def _chunks(lines: list[str]) -> Iterator[bytes]:
     size = 0
     for text in lines:
         line = text.encode() + b"\n"
-        if gathered and size + len(line) > _PIPE_SAFE:
+        if gathered and size + len(line) > ATOMIC:
             yield b"".join(gathered)
             gathered, size = [], 0
         gathered.append(line)

@@ -11,7 +11,6 @@ import logging
 import os
 import resource
 import socket
-import sys
 import time
 from typing import Any
 
@@ -30,6 +29,7 @@ from noded.data.passthrough import Passthrough
 from noded.data.pool import Pool
 from noded.data.tunnel import TICK_SECONDS, Tunnel
 from noded.link import Link, ToControl, ToWorker
+from noded.sink import SinkHandler
 from noded.source_ports import SourcePorts
 
 LINK_FD = 3
@@ -258,7 +258,7 @@ async def serve(sock: socket.socket) -> None:
 
 def main() -> None:
     """Entry point of the process."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = SinkHandler(2)
     handler.setFormatter(_JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("hpack").setLevel(logging.INFO)  # its debug level writes whole header blocks

@@ -32,6 +32,7 @@ from noded.data.sockets import tune
 from noded.data.tracker import Flow
 from noded.data.tunnel import Tunnel
 from noded.link import Certificate, Configure
+from noded.sink import Sink
 from noded.source_ports import SourcePorts, create
 from tests.noded.data.lab import TRUST_DOMAIN, Authority
 
@@ -175,7 +176,7 @@ class Mesh:
 
     def side(self, name: str) -> Side:
         node = Node(Configure(0, True, 0.5, 5.0, 5.0, "debug"), self.ports, self.engine)
-        node.tracker._log_fd = -1
+        node.tracker._log = Sink(-1)
         address = random_address()
         workload = Workload(f"shop/{name}", name, "shop", name, f"node-{name}", (address,), True, name, "v1")
         local = LocalWorkload(workload, {}, self.config, os.open("/proc/self/ns/net", os.O_RDONLY), 0, [])
