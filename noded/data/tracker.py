@@ -17,7 +17,6 @@ from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
 from noded.sink import ATOMIC, Sink
 from noded.source_ports import SourcePorts
 
-
 UNKNOWN = Party("unknown", "unknown", "unknown", "unknown", "unknown")
 
 
