@@ -28,15 +28,18 @@ class Kind:
     """The preferred one first."""
     spec: type[Strict]
     needs_spec: bool
+    short_names: tuple[str, ...]
 
 
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("Service", "services", ("v1",), ServiceSpec, True),
-        Kind("Workload", "workloads", ("nodemesh.dev/v1alpha1",), WorkloadSpec, True),
-        Kind("AuthorizationPolicy", "authorizationpolicies", _SECURITY, AuthorizationPolicySpec, False),
-        Kind("PeerAuthentication", "peerauthentications", _SECURITY, PeerAuthenticationSpec, False),
+        Kind("Service", "services", ("v1",), ServiceSpec, True, ("svc",)),
+        Kind("Workload", "workloads", ("nodemesh.dev/v1alpha1",), WorkloadSpec, True, ("wl",)),
+        Kind(
+            "AuthorizationPolicy", "authorizationpolicies", _SECURITY, AuthorizationPolicySpec, False, ("ap", "authz")
+        ),
+        Kind("PeerAuthentication", "peerauthentications", _SECURITY, PeerAuthenticationSpec, False, ("pa", "peerauth")),
     )
 }
 

@@ -59,9 +59,10 @@ class ItemList(Strict):
 
 
 class Selector(Strict):
-    """Istio's workload selector."""
+    """Workloads by their labels."""
 
     match_labels: Labels | None = None
+    """All of these labels; whole values only, no `*`."""
 
 
 def is_dry_run(annotations: dict[str, str] | None) -> bool:

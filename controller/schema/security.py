@@ -120,20 +120,32 @@ def _says_something(model: Strict, what: str) -> None:
 
 
 class Source(Strict):
-    """`from[].source`."""
+    """`from[].source`: all of its clauses must match, of each clause's values any."""
 
     principals: Principals = None
+    """Identities such as cluster.local/ns/shop/sa/web; `*` at the start or the end, alone for any identity."""
     not_principals: Principals = None
+    """None of these identities. Plaintext has none, so it matches."""
     request_principals: Texts = None
+    """HTTP: never matches at layer 4 in an ALLOW rule, counts as matched in a DENY rule."""
     not_request_principals: Texts = None
+    """HTTP, likewise."""
     namespaces: Namespaces = None
+    """Namespaces of the client's identity; `*` as in principals."""
     not_namespaces: Namespaces = None
+    """None of these namespaces. Plaintext has none, so it matches."""
     service_accounts: Accounts = None
+    """Service accounts such as shop/web, or web in the policy's namespace; not beside principals or namespaces."""
     not_service_accounts: Accounts = None
+    """None of these service accounts."""
     ip_blocks: Blocks = None
+    """The client's address: CIDR blocks or addresses."""
     not_ip_blocks: Blocks = None
+    """None of these blocks."""
     remote_ip_blocks: Blocks = None
+    """HTTP, likewise: the address before proxies."""
     not_remote_ip_blocks: Blocks = None
+    """HTTP, likewise."""
 
     @model_validator(mode="after")
     def _whole(self) -> Source:
@@ -151,19 +163,28 @@ class From(Strict):
     """`from[]`."""
 
     source: Source
+    """All of its clauses must match, of each clause's values any."""
 
 
 class Operation(Strict):
-    """`to[].operation`."""
+    """`to[].operation`: all of its clauses must match, of each clause's values any."""
 
     hosts: Texts = None
+    """HTTP: never matches at layer 4 in an ALLOW rule, counts as matched in a DENY rule."""
     not_hosts: Texts = None
+    """HTTP, likewise."""
     ports: Ports = None
+    """Target ports, as texts."""
     not_ports: Ports = None
+    """None of these target ports."""
     methods: Texts = None
+    """HTTP, likewise."""
     not_methods: Texts = None
+    """HTTP, likewise."""
     paths: Texts = None
+    """HTTP, likewise."""
     not_paths: Texts = None
+    """HTTP, likewise."""
 
     @model_validator(mode="after")
     def _whole(self) -> Operation:
@@ -175,6 +196,7 @@ class To(Strict):
     """`to[]`."""
 
     operation: Operation
+    """All of its clauses must match, of each clause's values any."""
 
 
 _VALUES: dict[str, Callable[[str], str]] = {
@@ -205,8 +227,11 @@ class Condition(Strict):
     """`when[]`."""
 
     key: Annotated[str, AfterValidator(_key)]
+    """source.ip, source.principal, source.namespace, destination.ip, destination.port, or an attribute of HTTP."""
     values: Texts = None
+    """Any of these. One of values and notValues is required."""
     not_values: Texts = None
+    """None of these."""
 
     @model_validator(mode="after")
     def _whole(self) -> Condition:
@@ -222,8 +247,11 @@ class Rule(Strict):
     """`rules[]`; empty, it matches everything."""
 
     from_: Annotated[list[From], Field(min_length=1)] | None = Field(default=None, alias="from")
+    """Any of these sources; left out, everyone."""
     to: Annotated[list[To], Field(min_length=1)] | None = None
+    """Any of these operations; left out, all."""
     when: list[Condition] | None = None
+    """All of these conditions."""
 
 
 def _action(value: object) -> object:
@@ -236,14 +264,20 @@ _targets = _unsupported("attaching a policy with targetRef", "use 'selector' wit
 
 
 class AuthorizationPolicySpec(Strict):
-    """`spec` of an AuthorizationPolicy; empty, it allows nothing."""
+    """Who may connect to workloads. Empty, it allows nothing: where an ALLOW policy applies, the rest is denied."""
 
     selector: Selector | None = None
+    """Which workloads; without it all of the namespace, in nodemesh-system all of the mesh."""
     action: Annotated[Literal["ALLOW", "DENY"] | None, BeforeValidator(_action)] = None
+    """ALLOW where it is left out. DENY policies are looked at first."""
     rules: list[Rule] | None = None
+    """Any of these must match; a rule `{}` matches everything."""
     target_ref: Annotated[Any, BeforeValidator(_targets)] = None
+    """Not supported: use selector."""
     target_refs: Annotated[Any, BeforeValidator(_targets)] = None
+    """Not supported: use selector."""
     provider: Annotated[Any, BeforeValidator(_unsupported("'provider'", "it belongs to action CUSTOM"))] = None
+    """Not supported: it belongs to action CUSTOM."""
 
     @model_validator(mode="after")
     def _whole(self) -> AuthorizationPolicySpec:
@@ -256,14 +290,18 @@ class Mtls(Strict):
     """`mtls`, or one of `portLevelMtls`."""
 
     mode: Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"] | None = None
+    """STRICT denies plaintext; UNSET inherits; DISABLE is taken as PERMISSIVE."""
 
 
 class PeerAuthenticationSpec(Strict):
-    """`spec` of a PeerAuthentication."""
+    """Whether workloads take plaintext."""
 
     selector: Selector | None = None
+    """Which workloads; without it all of the namespace, in nodemesh-system all of the mesh."""
     mtls: Mtls | None = None
+    """For all ports that portLevelMtls does not name."""
     port_level_mtls: dict[Annotated[str, AfterValidator(_port_key)], Mtls] | None = None
+    """By target port; needs selector."""
 
     @model_validator(mode="after")
     def _whole(self) -> PeerAuthenticationSpec:

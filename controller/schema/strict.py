@@ -40,7 +40,12 @@ class Strict(BaseModel):
     """camelCase keys, exact types, no unknown field."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=False
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        alias_generator=to_camel,
+        populate_by_name=False,
+        use_attribute_docstrings=True,  # they become `kubectl explain`
     )
 
 

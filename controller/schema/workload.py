@@ -12,13 +12,16 @@ from controller.schema.strict import Strict, wrong
 
 
 class WorkloadSpec(Strict):
-    """`spec` of a Workload."""
+    """Something with an address that no node enrols, such as a virtual machine: known by name, and not in the mesh."""
 
     address: Address | None = None
+    """IPv4 or IPv6. One of address and addresses is required."""
     addresses: list[Address] | None = Field(default=None, max_length=16)
+    """IPv4 or IPv6; not beside address."""
     service_account: Subdomain | None = None
     """`default` where it is left out."""
     node: Subdomain | None = None
+    """Where it runs, for display."""
 
     @model_validator(mode="after")
     def _one_way(self) -> WorkloadSpec:
