@@ -1,0 +1,162 @@
+"""A collection of the API server's objects, mirrored: list, then watch, for ever.
+
+What is kept of an object is what `shrink` makes of it, so that 10,000 pods take megabytes and not gigabytes. While the
+server is away, the last known state stays. See "Efficient detection of changes" in the Kubernetes API concepts.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Generic, NoReturn, TypeVar
+
+import trio
+
+from controller.kubernetes.client import Client, ClusterError, Json, Refused, Unreachable
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PAGE = "500"
+_WATCH_SECONDS = 300
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
+_ABSENT_SECONDS = 15.0
+"""How often to look whether a kind that the server doesn't have was installed."""
+
+
+class _Gone(Exception):
+    """The version to go on from is too old: list again."""
+
+
+class Mirror(Generic[T]):
+    """One collection. `run` must be running; `objects` is then at most a moment behind."""
+
+    def __init__(
+        self,
+        client: Client,
+        paths: Sequence[str],
+        shrink: Callable[[Json], T | None],
+        changed: Callable[[str, T | None, T | None], None],
+        *,
+        fields: str = "",
+        optional: bool = False,
+    ) -> None:
+        self._client, self._paths, self._shrink, self._changed = client, tuple(paths), shrink, changed
+        self._query = {"fieldSelector": fields} if fields else {}
+        self._optional = optional
+        self.objects: dict[str, T] = {}
+        """By `<namespace>/<name>`, or `<name>` where there are no namespaces."""
+        self.synced = trio.Event()
+        """Set once the whole collection was read."""
+        self.connected = False
+        """Whether a watch is open now."""
+        self.served = False
+        """Whether the server has the kind."""
+        self.lists = 0
+        """How often everything was read."""
+        self._path = self._paths[0]
+        self._version: str | None = None
+
+    async def run(self) -> NoReturn:
+        """Keep up with the server until cancelled."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                if self._version is None and not await self._find():
+                    await trio.sleep(_ABSENT_SECONDS)
+                    continue
+                await self._watch()
+                pause = _FIRST_PAUSE
+                await trio.sleep(random.uniform(0, 0.1))  # also if the server ends each watch at once
+            except _Gone:
+                self._version = None
+                pause = _FIRST_PAUSE
+            except ClusterError as error:
+                if isinstance(error, Refused) and error.code in (404, 410):
+                    self._version = None
+                _log.warning("cannot follow the cluster", extra={"path": self._path, "reason": str(error)})
+                await trio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            finally:
+                self.connected = False
+
+    def adopt(self, body: Json) -> None:
+        """Take an object that a write answered with, ahead of the watch."""
+        self._put(key_of(body), self._shrink(body))
+
+    async def _find(self) -> bool:
+        """List the first of the paths that the server has; False if it has none."""
+        for path in self._paths:
+            self._path = path
+            try:
+                await self._list()
+            except Refused as error:
+                if error.code != 404:
+                    raise
+            else:
+                self.served = True
+                self.synced.set()
+                return True
+        if not self._optional:
+            raise Unreachable(f"the server has none of {', '.join(self._paths)}")
+        self.served = False
+        for key in list(self.objects):
+            self._put(key, None)
+        self.synced.set()
+        return False
+
+    async def _list(self) -> None:
+        seen: set[str] = set()
+        query = {**self._query, "limit": _PAGE}
+        while True:
+            page = await self._client.get(self._path, **query)
+            for item in page.get("items") or ():
+                key = key_of(item)
+                seen.add(key)
+                self._put(key, self._shrink(item))
+            metadata = page.get("metadata") or {}
+            if not (more := metadata.get("continue")):
+                break
+            query["continue"] = more
+            await trio.lowlevel.checkpoint()
+        self.lists += 1
+        for key in self.objects.keys() - seen:
+            self._put(key, None)
+        self._version = str(metadata.get("resourceVersion") or "0")
+
+    async def _watch(self) -> None:
+        assert self._version is not None
+        query = {**self._query, "resourceVersion": self._version, "allowWatchBookmarks": "true"}
+        seconds = int(_WATCH_SECONDS * random.uniform(1.0, 2.0))
+        async with self._client.watch(self._path, query, seconds) as events:
+            self.connected = True
+            async for event in events:
+                body = event.get("object") or {}
+                match event.get("type"):
+                    case "ADDED" | "MODIFIED":
+                        self._put(key_of(body), self._shrink(body))
+                    case "DELETED":
+                        self._put(key_of(body), None)
+                    case "BOOKMARK":
+                        pass
+                    case _:
+                        if body.get("code") == 410:
+                            raise _Gone
+                        raise Refused(int(body.get("code") or 0), str(body.get("reason")), str(body.get("message")))
+                self._version = str(body["metadata"]["resourceVersion"])
+
+    def _put(self, key: str, new: T | None) -> None:
+        old = self.objects.get(key)
+        if new is None:
+            self.objects.pop(key, None)
+        else:
+            self.objects[key] = new
+        if old != new:
+            self._changed(key, old, new)
+
+
+def key_of(body: Json) -> str:
+    """`<namespace>/<name>`, or `<name>` of what has no namespace."""
+    metadata = body["metadata"]
+    namespace = metadata.get("namespace")
+    return f"{namespace}/{metadata['name']}" if namespace else str(metadata["name"])
