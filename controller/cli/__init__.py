@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controller.cli import access, completion, describing, looking, resources
+from controller.cli import access, analyze, completion, describing, looking, resources
 from controller.cli.client import SOCKET, SOCKET_VARIABLE, Client
 from controller.cli.terminal import run
 from mesh.present.options import examples
@@ -47,6 +47,7 @@ for _command in (
     looking.edges,
     looking.policy,
     looking.ca,
+    analyze.analyze,
     access.token,
     access.node,
     completion.completion,

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mesh.analyze import CODES, MODE_LABEL, Finding, Inventory, Pods, Port, Ref, ServiceUse, analyze, satisfiable
+from mesh.authz.matching import Facts, compile_rule
+from mesh.cidr import parse_address
+from mesh.model import Action, Condition, MtlsMode, Operation, PeerAuth, Policy, Rule, Source
+from tests.docs.pages import DOCS, anchors, spans, table
+
+ALLOW, DENY, STRICT = Action.ALLOW, Action.DENY, MtlsMode.STRICT
+CLIENT = "cluster.local/ns/shop/sa/client"
+
+
+def pods(name: str = "web", namespace: str = "shop", **more: Any) -> Pods:
+    return Pods(Ref("Pod", namespace, name), {"app": name}, "default", {8080: "http"}, **more)
+
+
+def service(target: int | str = 8080, port: int = 80, app: str = "web", exposed: str = "") -> ServiceUse:
+    return ServiceUse(Ref("Service", "shop", "web"), {"app": app}, (Port(0, port, target),), exposed)
+
+
+def policy(*rules: Rule, action: Action = ALLOW, app: str = "web", namespace: str = "shop") -> Policy:
+    return Policy("p", namespace, action, rules, {"app": app} if app else {})
+
+
+def peer_auth(name: str = "pa", mode: MtlsMode = STRICT, namespace: str = "shop", **more: Any) -> PeerAuth:
+    return PeerAuth(name, namespace, mode, **more)
+
+
+def rule(source: Source | None = None, operation: Operation | None = None, *conditions: Condition) -> Rule:
+    return Rule((source,) if source else (), (operation,) if operation else (), conditions)
+
+
+WORLD = Inventory(
+    pods=(pods(), pods("db")),
+    services=(service(),),
+    namespaces={"shop": {MODE_LABEL: "enabled"}, "nodemesh-system": {}},
+    accounts=frozenset({"shop/client", "shop/default"}),
+    trust_domain="cluster.local",
+    complete=True,
+)
+
+
+def found(inventory: Inventory) -> list[str]:
+    return [finding.code for finding in analyze(inventory)]
+
+
+def with_rule(each: Rule, action: Action = ALLOW) -> Inventory:
+    return replace(WORLD, policies=(policy(each, action=action),))
+
+
+def with_pods(*more: Pods) -> Inventory:
+    return replace(WORLD, pods=(*WORLD.pods, *more))
+
+
+GOOD = with_rule(rule(Source(principals=(CLIENT,)), Operation(ports=(8080,))))
+
+CASES: list[tuple[str, Inventory]] = [
+    ("NM0101", replace(WORLD, policies=(policy(rule(Source(namespaces=("shop",))), app="wbe"),))),
+    ("NM0102", with_rule(rule(Source(principals=(CLIENT,), not_namespaces=("shop",))))),
+    ("NM0102", with_rule(rule(Source(principals=(CLIENT,), namespaces=("nodemesh-system",))), DENY)),
+    ("NM0102", with_rule(rule(Source(ip_blocks=("10.1.0.0/16",), not_ip_blocks=("10.0.0.0/8",))))),
+    ("NM0102", with_rule(rule(None, Operation(ports=(8080,), not_ports=(8080,))))),
+    ("NM0102", with_rule(rule(None, Operation(ports=(8080,)), Condition("destination.port", ("9090",))), DENY)),
+    ("NM0102", with_rule(rule(None, None, Condition("destination.ip", ("10.0.0.0/8",), ("10.0.0.0/8",))))),
+    ("NM0102", with_rule(rule(Source(not_principals=("*",), principals=("*",))))),
+    ("NM0103", with_rule(rule(Source(namespaces=("shpo",))))),
+    ("NM0103", replace(WORLD, policies=(policy(rule(Source(namespaces=("shop",))), namespace="gone", app=""),))),
+    ("NM0103", with_rule(rule(None, None, Condition("source.namespace", ("shpo",))))),
+    ("NM0103", replace(WORLD, peer_auths=(peer_auth(namespace="gone"),))),
+    ("NM0104", with_rule(rule(Source(principals=("other.example/ns/shop/sa/client",))))),
+    ("NM0105", with_rule(rule(None, Operation(http_clauses=("methods",))))),
+    ("NM0105", with_rule(rule(None, None, Condition("request.headers[a]", ("b",))))),
+    ("NM0106", replace(WORLD, policies=(policy(),))),
+    ("NM0107", with_rule(rule(Source(http_clauses=("requestPrincipals",))), DENY)),
+    ("NM0108", with_rule(rule(Source(principals=("cluster.local/ns/shop/sa/clinet",))))),
+    ("NM0108", with_rule(rule(Source(service_accounts=("shop/clinet",))))),
+    ("NM0109", with_rule(rule(None, Operation(ports=(80,))))),
+    ("NM0201", replace(WORLD, peer_auths=(peer_auth(selector={"app": "wbe"}),))),
+    ("NM0202", replace(WORLD, peer_auths=(peer_auth(port_modes={8080: STRICT}),))),
+    ("NM0203", replace(WORLD, services=(service(exposed="type NodePort"),), peer_auths=(peer_auth(),))),
+    ("NM0203", replace(WORLD, plaintext={"shop/db": "other/x"}, peer_auths=(peer_auth(),))),
+    ("NM0204", replace(WORLD, peer_auths=(peer_auth("a"), peer_auth("b")))),
+    ("NM0205", replace(WORLD, peer_auths=(peer_auth(namespace="nodemesh-system", selector={"app": "web"}),))),
+    ("NM0206", replace(WORLD, peer_auths=(peer_auth(mode=MtlsMode.DISABLE),))),
+    ("NM0301", replace(WORLD, services=(service(app="wbe"),))),
+    ("NM0302", replace(WORLD, services=(service(9090),))),
+    ("NM0303", replace(WORLD, services=(service("grpc"),))),
+    ("NM0401", replace(WORLD, namespaces={"shop": {MODE_LABEL: "enable"}})),
+    ("NM0401", with_pods(Pods(Ref("Pod", "shop", "x"), {MODE_LABEL: "true"}, "default", {}))),
+    ("NM0402", with_pods(Pods(Ref("Pod", "shop", "x"), {MODE_LABEL: "enabled"}, "default", {}, host_network=True))),
+    ("NM0402", with_pods(Pods(Ref("Pod", "nodemesh-system", "x"), {MODE_LABEL: "enabled"}, "default", {}))),
+]
+
+
+def test_what_is_right_gives_no_finding() -> None:
+    assert found(GOOD) == []
+    assert found(WORLD) == []
+    assert found(Inventory()) == []
+
+
+@pytest.mark.parametrize(("code", "inventory"), CASES)
+def test_a_mistake_gives_its_code_and_no_other(code: str, inventory: Inventory) -> None:
+    findings = analyze(inventory)
+    assert [finding.code for finding in findings] == [code]
+    assert findings[0].message
+    assert findings[0].remedy
+
+
+def test_every_code_has_a_case_here_or_is_about_what_is_not_even_valid() -> None:
+    assert {code for code, _ in CASES} == set(CODES) - {"NM0001"}
+
+
+def test_the_page_explains_every_code() -> None:
+    page = DOCS / "reference/analyze.md"
+    rows = {
+        spans(row[0])[0]: (row[1], row[2]) for row in table(page, "# Findings of `meshctl analyze`") if len(row) == 3
+    }
+    assert rows == {code: (severity.value, title) for code, (severity, title) in CODES.items()}
+    for code in CODES:
+        link = Finding(code, Ref("Pod", "", ""), (), "", "").documentation
+        path, _, anchor = link.partition("#")
+        assert DOCS.parent / path == page
+        assert anchor in anchors(page)
+
+
+@pytest.mark.parametrize(
+    "inventory",
+    [
+        replace(WORLD, pods=(), complete=False, policies=(policy(rule(Source(namespaces=("shop",)))),)),
+        replace(
+            GOOD,
+            namespaces=None,
+            accounts=None,
+            trust_domain=None,
+            policies=(policy(rule(Source(principals=("x/ns/y/sa/z",)))),),
+        ),
+        replace(WORLD, pods=(), services=(service(),), complete=False),
+    ],
+    ids=["selector", "names", "service"],
+)
+def test_what_is_not_known_is_not_missed(inventory: Inventory) -> None:
+    assert found(inventory) == []
+
+
+def test_a_finding_names_the_place() -> None:
+    inventory = with_rule(Rule((Source(namespaces=("shop",)), Source(namespaces=("shop", "shpo")))))
+    (finding,) = analyze(inventory)
+    assert finding.path == ("spec", "rules", 0, "from", 1, "source", "namespaces", 1)
+    assert finding.object == Ref("AuthorizationPolicy", "shop", "p")
+
+
+def test_a_policy_of_the_root_namespace_selects_in_all() -> None:
+    everywhere = policy(rule(Source(namespaces=("shop",))), namespace="nodemesh-system", app="db")
+    assert found(replace(WORLD, policies=(everywhere,))) == []
+    assert found(replace(WORLD, policies=(replace(everywhere, selector={"app": "x"}),))) == ["NM0101"]
+
+
+def test_of_two_peer_authentications_the_younger_is_pointed_at() -> None:
+    both = (peer_auth("old", created=1, selector={"app": "web"}), peer_auth("new", created=2, selector={"tier": "1"}))
+    shared = Pods(Ref("Pod", "shop", "both"), {"app": "web", "tier": "1"}, "default", {})
+    (finding,) = analyze(replace(WORLD, pods=(*WORLD.pods, shared), peer_auths=both))
+    assert (finding.code, finding.object.name) == ("NM0204", "new")
+    assert "shop/both" in finding.message
+    apart = Pods(Ref("Pod", "shop", "apart"), {"tier": "1"}, "default", {})
+    assert found(replace(WORLD, pods=(*WORLD.pods, apart), peer_auths=both)) == []
+
+
+def test_a_permissive_port_may_be_used_from_outside() -> None:
+    exposed = replace(WORLD, services=(service(exposed="type LoadBalancer"),))
+    excepted = peer_auth(selector={"app": "web"}, port_modes={8080: MtlsMode.PERMISSIVE})
+    assert found(replace(exposed, peer_auths=(excepted,))) == []
+
+
+def test_a_service_port_that_a_workload_listens_on_as_well_is_no_mistake() -> None:
+    listens = Pods(Ref("Pod", "shop", "web"), {"app": "web"}, "default", {8080: "", 80: ""})
+    inventory = with_rule(rule(None, Operation(ports=(80,))))
+    assert found(replace(inventory, pods=(listens,))) == []
+
+
+def test_wildcards_are_not_judged() -> None:
+    assert (
+        found(with_rule(rule(Source(principals=("cluster.local/ns/a*",), not_principals=("cluster.local/ns/ab*",)))))
+        == []
+    )
+
+
+_PORTS = st.lists(st.integers(1, 6), max_size=3).map(tuple)
+_BLOCKS = st.lists(
+    st.sampled_from(["10.0.0.0/8", "10.1.0.0/16", "10.1.0.0/17", "10.1.128.0/17", "10.1.2.3", "0.0.0.0/0", "fd00::/8"]),
+    max_size=3,
+).map(tuple)
+_PRINCIPALS = st.lists(
+    st.sampled_from(["*", CLIENT, "cluster.local/ns/shop/sa/web", "cluster.local/ns/other/sa/web", "x/ns/shop/sa/web"]),
+    max_size=2,
+).map(tuple)
+_SPACES = st.lists(st.sampled_from(["shop", "other", "*"]), max_size=2).map(tuple)
+_SOURCES = st.builds(
+    Source,
+    principals=_PRINCIPALS,
+    not_principals=_PRINCIPALS,
+    namespaces=_SPACES,
+    not_namespaces=_SPACES,
+    ip_blocks=_BLOCKS,
+    not_ip_blocks=_BLOCKS,
+)
+_PEERS = st.sampled_from(
+    [(None, None, None)]
+    + [
+        (f"{t}/ns/{n}/sa/{a}", n, f"{n}/{a}")
+        for t in ("cluster.local", "x")
+        for n in ("shop", "other", "third")
+        for a in ("client", "web")
+    ]
+)
+_ADDRESSES = st.sampled_from(["10.1.2.3", "10.1.200.1", "10.2.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(_SOURCES, st.builds(Operation, ports=_PORTS, not_ports=_PORTS), _PEERS, _ADDRESSES, st.integers(1, 8))
+def test_a_rule_that_some_connection_matches_is_not_called_contradictory(
+    source: Source, operation: Operation, peer: tuple[str | None, str | None, str | None], address: str, port: int
+) -> None:
+    where = parse_address(address)
+    matches = compile_rule(Rule((source,), (operation,)), DENY)
+    assert matches is not None
+    if matches(Facts(*peer, where, where, port)):
+        assert not satisfiable.identity_contradicts(source, (), "cluster.local")
+        assert not satisfiable.source_address_contradicts(source, ())
+        assert not satisfiable.port_contradicts(operation, ())
