@@ -19,11 +19,14 @@ from typing import Any
 
 import iptc
 
+from redirect import extensions
 from redirect.plan import CHAINS, Family, Plan, Rule
 
 LOCK = "/run/xtables.lock"
 _LOCK_SECONDS = 10.0
 _COMMIT_ATTEMPTS = 5
+
+extensions.adapt()
 
 
 class TableError(Exception):
