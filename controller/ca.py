@@ -28,11 +28,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from mesh.identity import controller_identity
+
 _ROOT_LIFE = timedelta(days=3650)
 _BACKDATE = timedelta(seconds=60)
 """How far a node's clock may be behind the controller's."""
 _MAX_CSR = 16 * 1024
-CONTROLLER_NAMESPACE, CONTROLLER_ACCOUNT = "nodemesh-system", "controller"
 
 
 class CaError(Exception):
@@ -157,7 +158,7 @@ class Authority:
     def server_credential(self, names: Iterable[str], life: timedelta, now: float) -> tuple[Issued, bytes]:
         """The controller's own certificate, its chain ending in the root for nodes that join by its hash, and key."""
         key = ec.generate_private_key(ec.SECP256R1())
-        uri = f"spiffe://{self.trust_domain}/ns/{CONTROLLER_NAMESPACE}/sa/{CONTROLLER_ACCOUNT}"
+        uri = controller_identity(self.trust_domain).uri
         leaf = self.issue(uri, key.public_key(), life, now, names)
         chain = leaf.chain + self.roots[0].public_bytes(Encoding.PEM)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

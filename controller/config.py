@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from controller.schema.documents import read
-from controller.schema.names import is_subdomain
 from controller.schema.strict import Strict, check, wrong
 from mesh.identity import IdentityError, check_trust_domain
+from mesh.names import is_subdomain
 
 
 class ConfigError(Exception):

@@ -20,11 +20,12 @@ from datetime import timedelta
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.ca import Authority, CsrError, Issued, key_hash, public_key_of
-from controller.schema.names import canonical, is_label, is_subdomain
+from controller.schema.names import canonical
 from controller.store import Credential, Node, Store
 from controller.tokens import Scope, hash_of
 from mesh.identity import Identity, IdentityError, node_uri
 from mesh.model import Enrolment
+from mesh.names import is_label, is_subdomain
 
 _log = logging.getLogger(__name__)
 _NODE_LIFE = timedelta(days=7)
@@ -103,7 +104,7 @@ class Enroller:
         if known is not None and not again and token.node != name:
             if known.token_id != token.id:
                 raise Refusal(
-                    f"a node {name!r} has joined before: 'meshctl delete node {name}' to forget it, or make a token"
+                    f"a node {name!r} has joined before: 'meshctl node forget {name}' first, or make a token"
                     f" with '--node {name}'"
                 )
             if self._connected(name):

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from controller.translate import World, selects
+from controller.translate import World
+from mesh.authz.selection import applies
 from mesh.model import MeshConfig, PeerAuth, Policy
 from mesh.sync import Update
 
@@ -169,7 +170,7 @@ class Publisher:
 
             def needed(policy: Policy | PeerAuth) -> bool:
                 return policy.namespace in near and any(
-                    policy.namespace in (namespace, root) and selects(policy.selector, labels)
+                    applies(policy, namespace=namespace, labels=labels, root_namespace=root)
                     for namespace, labels in local
                 )
 

@@ -19,7 +19,9 @@ from controller.enrol import Enroller, Refusal
 from controller.publish import Publisher, Scoped
 from controller.telemetry import Telemetry
 from mesh.sync import (
+    PING_SECONDS,
     PROTOCOL,
+    SILENCE_SECONDS,
     Ack,
     Enrol,
     Enrolled,
@@ -41,8 +43,6 @@ from mesh.sync import (
 )
 
 _log = logging.getLogger(__name__)
-PING_SECONDS = 10.0
-SILENCE_SECONDS = 30.0
 _ACK_SECONDS = 120.0
 _WRITE_SECONDS = 30.0
 _CHUNK = 64 * 1024

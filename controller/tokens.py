@@ -1,20 +1,15 @@
-"""Join tokens: what a new node shows to come in, and what it may then enrol.
-
-A token is `nm1.<base64url(JSON {"id", "controller_root_sha256"})>.<secret>`. The node checks the controller against the
-root's hash before it sends the secret; the controller keeps only the secret's hash.
-"""
+"""Making join tokens, and what a node that came in with one may enrol. The controller keeps only the secret's hash."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
 import re
 import secrets
 from dataclasses import dataclass
 
-from controller.schema.names import is_subdomain
 from controller.store import Token
+from mesh.join_token import JoinToken
+from mesh.names import is_subdomain
 
 _PATTERN = re.compile(r"(\*|[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/(\*|[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)\Z")
 _MAX_PATTERNS = 1000
@@ -60,10 +55,8 @@ def mint(
     if uses != -1 and uses < 1:
         raise TokenError("'uses' must be at least 1; leave it out for no limit")
     identifier, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    head = json.dumps({"id": identifier, "controller_root_sha256": root_sha256}, separators=(",", ":")).encode()
-    text = f"nm1.{base64.urlsafe_b64encode(head).decode().rstrip('=')}.{secret}"
     stored = Token(identifier, hash_of(secret), tuple(allow), node, now, now + ttl_seconds, uses, description[:500])
-    return text, stored
+    return JoinToken(identifier, root_sha256, secret).text, stored
 
 
 def hash_of(presented: str) -> str:

@@ -13,10 +13,12 @@ from controller.enrol import Enrolled
 from controller.resources import workload_addresses
 from controller.schema.meta import is_dry_run
 from controller.store import Resource
+from mesh.authz.selection import selects
 from mesh.model import (
     Action,
     Condition,
     Endpoint,
+    Enrolment,
     MtlsMode,
     Operation,
     PeerAuth,
@@ -28,8 +30,6 @@ from mesh.model import (
     Workload,
 )
 
-_APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
-_VERSION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 _SOURCE_HTTP = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks")
 _OPERATION_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
 
@@ -61,10 +61,6 @@ def world(resources: Iterable[Resource], enrolled: Mapping[str, Enrolled]) -> Wo
     )
 
 
-def _first(labels: Mapping[str, str], keys: Iterable[str], otherwise: str) -> str:
-    return next((labels[key] for key in keys if labels.get(key)), otherwise)
-
-
 def _workloads(
     declared: Iterable[Resource], enrolled: Mapping[str, Enrolled]
 ) -> tuple[dict[str, Workload], dict[str, Mapping[str, str]]]:
@@ -72,25 +68,20 @@ def _workloads(
     all_labels: dict[str, Mapping[str, str]] = {}
     taken: set[str] = set()
 
-    def add(name: str, namespace: str, account: str, node: str, addresses: tuple[str, ...], meshed: bool) -> None:
-        uid = f"{namespace}/{name}"
-        labels = all_labels[uid]
-        app, version = _first(labels, _APP_LABELS, name), _first(labels, _VERSION_LABELS, "latest")
-        found[uid] = Workload(uid, name, namespace, account, node, addresses, meshed, app, version)
-        taken.update(addresses)
+    def add(workload: Enrolment, node: str, *, meshed: bool) -> None:
+        found[workload.uid], all_labels[workload.uid] = workload.as_workload(node, meshed=meshed), workload.labels
+        taken.update(workload.addresses)
 
-    for uid, entry in sorted(enrolled.items()):
-        own = entry.workload
-        all_labels[uid] = own.labels
-        add(own.name, own.namespace, own.service_account, entry.node, own.addresses, True)
+    for _uid, entry in sorted(enrolled.items()):
+        add(entry.workload, entry.node, meshed=True)
     for resource in declared:
         uid, spec = f"{resource.namespace}/{resource.name}", resource.body["spec"]
         if uid in found:
             continue
         if addresses := tuple(a for a in workload_addresses(resource.body) if a not in taken):
-            all_labels[uid] = resource.body["metadata"].get("labels") or {}
-            account, node = spec.get("serviceAccount") or "default", spec.get("node") or ""
-            add(resource.name, resource.namespace, account, node, addresses, False)
+            account, labels = spec.get("serviceAccount") or "default", resource.body["metadata"].get("labels") or {}
+            declaration = Enrolment(resource.name, resource.namespace, account, labels, addresses)
+            add(declaration, spec.get("node") or "", meshed=False)
     return found, all_labels
 
 
@@ -122,11 +113,6 @@ def _services(
                 if not families or (":" in address) in families
             ),
         )
-
-
-def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether every pair of the selector is among the labels; an empty selector selects all."""
-    return selector.items() <= labels.items()
 
 
 def _selector(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -64,6 +64,11 @@ class Identity:
         raise IdentityError(f"{uri!r} is not of the form spiffe://<trust domain>/ns/<namespace>/sa/<service account>")
 
 
+def controller_identity(trust_domain: str) -> Identity:
+    """Who the controller is. A node believes nobody else at its address."""
+    return Identity(trust_domain, "nodemesh-system", "controller")
+
+
 def node_uri(trust_domain: str, node: str) -> str:
     """The SPIFFE id of a node's own certificate, with which `noded` authenticates to the controller."""
     return f"spiffe://{check_trust_domain(trust_domain)}/node/{_segment('node', node)}"

@@ -14,6 +14,9 @@ OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
 PROXY_PORTS = frozenset({OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT})
 
+_APP_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
+_VERSION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
+
 
 @dataclass(frozen=True, slots=True)
 class MeshConfig:
@@ -39,9 +42,9 @@ class Workload:
     addresses: tuple[str, ...]
     meshed: bool
     app: str = ""
-    """Canonical service name: label `service.istio.io/canonical-name`, `app.kubernetes.io/name`, `app`, or the name."""
+    """Istio's canonical service name (see `Enrolment.as_workload`)."""
     version: str = ""
-    """Revision: label `service.istio.io/canonical-revision`, `app.kubernetes.io/version`, `version`, or `latest`."""
+    """Istio's canonical revision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,23 @@ class Enrolment:
     def uid(self) -> str:
         """`<namespace>/<name>`."""
         return f"{self.namespace}/{self.name}"
+
+    def as_workload(self, node: str, *, meshed: bool = True) -> Workload:
+        """As the whole mesh knows it. App and version are the first of their labels, else the name and `latest`."""
+        return Workload(
+            self.uid,
+            self.name,
+            self.namespace,
+            self.service_account,
+            node,
+            self.addresses,
+            meshed,
+            self._first(_APP_LABELS) or self.name,
+            self._first(_VERSION_LABELS) or "latest",
+        )
+
+    def _first(self, keys: tuple[str, ...]) -> str:
+        return next((self.labels[key] for key in keys if self.labels.get(key)), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, Serv
 PROTOCOL = 1
 MAX_FRAME = 64 * 1024 * 1024
 MAX_FRAME_BEFORE_HELLO = 64 * 1024
+PING_SECONDS, SILENCE_SECONDS = 10.0, 30.0
+"""How often each side pings, and after how long without a sign of life it ends the connection."""
 _LENGTH = struct.Struct(">I")
 
 

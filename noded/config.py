@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mesh.names import is_subdomain
 from noded.logs import LEVELS
 
 
@@ -82,12 +83,8 @@ class _Wrong(ValueError):
         self.message, self.remedy = message, remedy
 
 
-_NODE = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\Z")
-"""A DNS name (RFC 1123) in lower case: the controller lets no other join."""
-
-
 def _node(value: object) -> str:
-    if not isinstance(value, str) or not _NODE.match(value):
+    if not isinstance(value, str) or not is_subdomain(value):
         raise _Wrong("must be a node name", "use lower-case letters, digits, '-' and '.', for example node-a")
     return value
 

@@ -13,7 +13,8 @@ from controller.cli.client import Client
 from controller.cli.completion import kinds, names
 from controller.cli.kinds import plural, singular
 from controller.cli.resources import split_kind
-from mesh.model import MeshConfig
+from mesh.authz.selection import applies
+from mesh.model import Action, MeshConfig, MtlsMode, PeerAuth, Policy
 from mesh.present import columns as mesh_columns
 from mesh.present.failure import Failure
 from mesh.present.options import colour, examples
@@ -149,7 +150,7 @@ def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
         ("Created", plain(metadata.get("creationTimestamp"))),
         ("Generation", plain(metadata.get("generation"))),
     ]
-    concerned = [row for row in _items(client, "/v1/workloads") if row.get("meshed") and _selects(resource, row)]
+    concerned = [row for row in _items(client, "/v1/workloads") if row.get("meshed") and _applies(resource, row)]
     return [
         fields(pairs),
         "Spec:\n" + "".join(f"  {line}\n" for line in structured(resource.get("spec"), Output.YAML).splitlines()),
@@ -157,22 +158,25 @@ def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
     ]
 
 
-def _selects(policy: Row, workload: Row) -> bool:
-    """Whether a policy concerns a workload: its namespace (the root one is everywhere) and its selector."""
-    namespace = dig(policy, "metadata.namespace")
-    if namespace not in (workload.get("namespace"), MeshConfig().root_namespace):
-        return False
-    wanted = dig(policy, "spec.selector.matchLabels") or {}
-    if wanted and namespace == MeshConfig().root_namespace and policy.get("kind") == "PeerAuthentication":
-        return False  # as in Istio: in the root namespace it is for the whole mesh or for nobody
-    labels = workload.get("labels") or {}
-    return all(labels.get(key) == value for key, value in wanted.items())
+def _applies(resource: Row, workload: Row) -> bool:
+    """Whether a policy, as stored, concerns a workload."""
+    name, namespace = str(dig(resource, "metadata.name")), str(dig(resource, "metadata.namespace"))
+    selector = dict(dig(resource, "spec.selector.matchLabels") or {})
+    policy: Policy | PeerAuth = Policy(name, namespace, Action.ALLOW, (), selector)
+    if resource.get("kind") == "PeerAuthentication":
+        policy = PeerAuth(name, namespace, MtlsMode.UNSET, selector)
+    return applies(
+        policy,
+        namespace=str(workload.get("namespace")),
+        labels=workload.get("labels") or {},
+        root_namespace=MeshConfig().root_namespace,
+    )
 
 
 def _policies_on(client: Client, workloads: list[Row]) -> list[Row]:
     found: list[Row] = []
     for kind in ("authorizationpolicies", "peerauthentications"):
-        found += [row for row in _items(client, f"/v1/resources/{kind}") if any(_selects(row, w) for w in workloads)]
+        found += [row for row in _items(client, f"/v1/resources/{kind}") if any(_applies(row, w) for w in workloads)]
     return found
 
 

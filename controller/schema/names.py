@@ -9,23 +9,12 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from controller.schema.strict import wrong
+from mesh.names import is_label, is_subdomain
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
-_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\Z")
 _LABEL_KEY = re.compile(
     r"((?=.{1,253}/)[a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?\Z"
 )
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?\Z")
-
-
-def is_label(text: str) -> bool:
-    """Whether it is a DNS label in lower case (RFC 1123), as namespaces are."""
-    return bool(_LABEL.match(text))
-
-
-def is_subdomain(text: str) -> bool:
-    """Whether it is a DNS subdomain in lower case (RFC 1123), as service accounts and most objects' names are."""
-    return bool(_SUBDOMAIN.match(text))
 
 
 def canonical(text: str) -> str:

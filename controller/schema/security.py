@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from controller.schema.meta import Selector
-from controller.schema.names import is_label, is_subdomain
 from controller.schema.strict import Strict, wrong
+from mesh.names import is_label, is_subdomain
 
 _PRINCIPAL = re.compile(r"[a-z0-9._-]+/ns/[a-z0-9.-]+/sa/[a-z0-9.-]+\Z")
 _MAX_ACCOUNTS = 16

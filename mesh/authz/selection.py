@@ -13,6 +13,20 @@ from dataclasses import dataclass, field
 from mesh.model import MtlsMode, PeerAuth, Policy
 
 
+def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    """Whether every pair of the selector is among the labels; an empty selector selects all."""
+    return all(labels.get(key) == value for key, value in selector.items())
+
+
+def applies(policy: Policy | PeerAuth, *, namespace: str, labels: Mapping[str, str], root_namespace: str) -> bool:
+    """Whether a policy of either kind is for a workload. As in Istio, a `PeerAuthentication` with a selector in the
+    root namespace is for nobody.
+    """
+    if isinstance(policy, PeerAuth) and policy.namespace == root_namespace and policy.selector:
+        return False
+    return policy.namespace in (namespace, root_namespace) and selects(policy.selector, labels)
+
+
 def applying(
     policies: Iterable[Policy], *, namespace: str, labels: Mapping[str, str], root_namespace: str
 ) -> list[Policy]:
@@ -20,7 +34,7 @@ def applying(
     return [
         policy
         for policy in policies
-        if policy.namespace in (namespace, root_namespace) and _selects(policy.selector, labels)
+        if applies(policy, namespace=namespace, labels=labels, root_namespace=root_namespace)
     ]
 
 
@@ -53,7 +67,7 @@ def effective_mtls(
         elif peer_auth.namespace == namespace:
             if not peer_auth.selector:
                 of_namespace.append(peer_auth)
-            elif _selects(peer_auth.selector, labels):
+            elif selects(peer_auth.selector, labels):
                 own.append(peer_auth)
     effective = Mtls()
     for kind in (mesh, of_namespace, own):
@@ -71,7 +85,3 @@ def _inherit(peer_auth: PeerAuth, parent: Mtls) -> Mtls:
         if peer_auth.selector and port_mode is not MtlsMode.UNSET
     }
     return Mtls(mode, policy, ports)
-
-
-def _selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    return all(labels.get(key) == value for key, value in selector.items())

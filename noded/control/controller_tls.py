@@ -14,11 +14,10 @@ from typing import Any
 
 import trio
 
-from mesh.identity import Identity, IdentityError
+from mesh.identity import Identity, IdentityError, controller_identity
 from noded.control.failure import Failure
 
 CONNECT_SECONDS = 10.0
-_CONTROLLER = ("nodemesh-system", "controller")
 _MAX_CHAIN = 8
 
 Stream = trio.SSLStream[trio.SocketStream]
@@ -50,7 +49,7 @@ async def connect(address: tuple[str, int], tls: ssl.SSLContext, trust_domain: s
         identity = _identity(stream)
         if trust_domain not in (None, identity.trust_domain):
             raise _impostor(address, identity.uri)
-        if (identity.namespace, identity.service_account) != _CONTROLLER:
+        if identity != controller_identity(identity.trust_domain):
             raise _impostor(address, identity.uri)
     except BaseException:
         await trio.aclose_forcefully(stream)

@@ -26,7 +26,7 @@ from mesh.model import Enrolment
 from noded.control.capture import Namespaces
 from noded.control.certs import Certificates
 from noded.control.failure import Conflict, ControllerAway, Failure, Invalid, NotFound, NotReady
-from noded.control.records import Record, Records, Request, local_workload
+from noded.control.records import Record, Records, Request
 from noded.control.supervise import Workers
 from noded.control.syncer import Syncer
 from noded.link import WorkloadUp
@@ -199,7 +199,7 @@ class Enrolments:
         local.state, local.reason = State.READY, ""
 
     def _message(self, record: Record) -> WorkloadUp:
-        return WorkloadUp(local_workload(record.workload, self._node), dict(record.workload.labels), record.mark)
+        return WorkloadUp(record.workload.as_workload(self._node), dict(record.workload.labels), record.mark)
 
     # Out.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 from mesh.codec import DecodeError, decode, encode
 from mesh.identity import Identity, IdentityError
-from mesh.model import Enrolment, Workload
+from mesh.model import Enrolment
+from mesh.names import is_subdomain
 from noded.control.failure import Invalid
 from noded.control.files import private_directory, remove_unfinished, write_atomic
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?\Z")
 _FIELDS = {"name", "namespace", "service_account", "labels", "netns", "addresses"}
 _MAX_LABELS, _MAX_ADDRESSES = 64, 16
 
@@ -99,7 +98,7 @@ def parse_request(body: Any) -> Request:
 
 def _name(body: dict[str, Any], field: str) -> str:
     value = body.get(field)
-    if not isinstance(value, str) or not _NAME.match(value):
+    if not isinstance(value, str) or not is_subdomain(value):
         raise Invalid(f"{field} {value!r:.80} is not a DNS name", "use lower-case letters, digits, '-' and '.'")
     return value
 
@@ -130,23 +129,3 @@ def _addresses(body: dict[str, Any]) -> tuple[str, ...]:
             raise Invalid(f"{text!r:.80} is not an IP address", "give it without prefix length or port") from None
         found.append(str(getattr(address, "ipv4_mapped", None) or address))
     return tuple(found)
-
-
-def local_workload(enrolment: Enrolment, node: str) -> Workload:
-    """The workload as the mesh will know it; which labels name `app` and `version` says `mesh.model.Workload`."""
-    labels = enrolment.labels
-
-    def first(*keys: str, default: str) -> str:
-        return next((labels[key] for key in keys if labels.get(key)), default)
-
-    return Workload(
-        uid=enrolment.uid,
-        name=enrolment.name,
-        namespace=enrolment.namespace,
-        service_account=enrolment.service_account,
-        node=node,
-        addresses=enrolment.addresses,
-        meshed=True,
-        app=first("service.istio.io/canonical-name", "app.kubernetes.io/name", "app", default=enrolment.name),
-        version=first("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version", default="latest"),
-    )

@@ -15,6 +15,7 @@ import trio
 from mesh import sync
 from mesh.codec import DecodeError
 from mesh.identity import node_uri
+from mesh.join_token import JoinToken
 from mesh.model import Enrolment
 from mesh.snapshot import SnapshotError
 from noded.config import Config
@@ -30,7 +31,7 @@ from noded.control.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
-_PING_EVERY, _SILENCE, _SEND_SECONDS = 10.0, 30.0, 10.0
+_SEND_SECONDS = 10.0
 _REPORT_EVERY = 2.0
 _ANSWER_SECONDS = 15.0
 _APPLY_SECONDS = 10.0
@@ -229,7 +230,7 @@ class Syncer:
         except Failure:
             return False
 
-    def _token(self) -> token.Token:
+    def _token(self) -> JoinToken:
         if self._config.controller_token_file is None:
             raise Failure(
                 "this node has no valid credential and controller.tokenFile is not set",
@@ -345,10 +346,10 @@ class _Session:
 
     async def _read(self, into: trio.MemorySendChannel[object]) -> None:
         while True:
-            with trio.move_on_after(_SILENCE) as scope:
+            with trio.move_on_after(sync.SILENCE_SECONDS) as scope:
                 data = await self._stream.receive_some(65536)
             if scope.cancelled_caught:
-                raise _Ended(f"the controller was silent for {_SILENCE:g} s")
+                raise _Ended(f"the controller was silent for {sync.SILENCE_SECONDS:g} s")
             if not data:
                 raise _Ended("the controller closed the connection")
             for message in self._reader.feed(bytes(data)):
@@ -380,7 +381,7 @@ class _Session:
 
     async def _ping(self) -> None:
         while True:
-            await trio.sleep(_PING_EVERY)
+            await trio.sleep(sync.PING_SECONDS)
             await self.send(sync.Ping())
 
     async def _report(self) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mesh.model import Enrolment, PeerAuth, Policy
+from mesh.authz.selection import applies
+from mesh.model import PeerAuth, Policy
 from noded.config import Config
 from noded.control import metrics
 from noded.control.certs import Certificates
@@ -115,17 +116,15 @@ def policies(parts: Parts) -> list[dict[str, Any]]:
         applies_to = [
             local.uid
             for local in parts.enrolments
-            if _applies(policy, local.record.workload, snapshot.config.root_namespace)
+            if applies(
+                policy,
+                namespace=local.record.workload.namespace,
+                labels=local.record.workload.labels,
+                root_namespace=snapshot.config.root_namespace,
+            )
         ]
         rows.append({"kind": kind, **plain(policy), "applies_to": applies_to})
     return rows
-
-
-def _applies(policy: Policy | PeerAuth, workload: Enrolment, root_namespace: str) -> bool:
-    if isinstance(policy, PeerAuth) and policy.namespace == root_namespace and policy.selector:
-        return False  # as in Istio: in the root namespace it is for the whole mesh or for nobody
-    in_reach = policy.namespace in (workload.namespace, root_namespace)
-    return in_reach and policy.selector.items() <= workload.labels.items()
 
 
 def gauges(parts: Parts) -> metrics.Gauges:
