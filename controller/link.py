@@ -7,9 +7,11 @@ a newer connection of the same node replaces the older, which is most likely dea
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
@@ -40,6 +42,9 @@ _HELLO_SECONDS = 10.0
 _CLOSE_SECONDS = 2.0
 _MAX_STRANGERS = 512
 """Connections that have not yet said who they are; one more is closed at once."""
+_MAX_STRANGERS_EACH = 32
+"""Those of one address, so that no single host keeps the nodes out."""
+_CROWD_LOG_SECONDS = 10.0
 _SERVER_LIFE = timedelta(hours=24)
 
 
@@ -86,7 +91,9 @@ class LinkServer:
         self._parts, self._tls = parts, tls
         self.statuses: dict[str, NodeStatus] = {}
         self._live: dict[str, trio.CancelScope] = {}
-        self._strangers = 0
+        self._strangers: Counter[str] = Counter()
+        """By address."""
+        self._crowd_logged = -math.inf
         self.accepted = 0
         """Connections since the start, and those of them that were `refused`."""
         self.refused = 0
@@ -125,11 +132,12 @@ class LinkServer:
             await trio.aclose_forcefully(tcp)
 
     async def _guarded(self, tcp: trio.SocketStream, peer: str) -> None:
-        if self._strangers >= _MAX_STRANGERS:
-            raise Broken(f"more than {_MAX_STRANGERS} connections that have not said who they are")
+        if self._strangers[peer] >= _MAX_STRANGERS_EACH or self._strangers.total() >= _MAX_STRANGERS:
+            self._crowded(peer)
+            return
         stream = trio.SSLStream(tcp, self._tls.context(), server_side=True, https_compatible=True)
         reader = Reader(FromNode, MAX_FRAME_BEFORE_HELLO)
-        self._strangers += 1
+        self._strangers[peer] += 1
         try:
             with trio.move_on_after(_HELLO_SECONDS) as scope:
                 await stream.do_handshake()
@@ -151,11 +159,23 @@ class LinkServer:
                 await stream.aclose()
             raise
         finally:
-            self._strangers -= 1
+            self._strangers[peer] -= 1
+            if not self._strangers[peer]:
+                del self._strangers[peer]
         if node is not None:
             if not isinstance(first, Hello):
                 raise Broken(f"sent {type(first).__name__} before Hello")
             await self._serve_node(node, stream, reader, first, early, peer)
+
+    def _crowded(self, peer: str) -> None:
+        """Too many strangers: counted, and logged now and then, since whoever floods us would flood the log, too."""
+        self.refused += 1
+        if trio.current_time() - self._crowd_logged >= _CROWD_LOG_SECONDS:
+            self._crowd_logged = trio.current_time()
+            _log.warning(
+                "connections that have not said who they are: too many, closed at once",
+                extra={"peer": peer, "of_peer": self._strangers[peer], "of_all": self._strangers.total()},
+            )
 
     def _node_of(self, certificate: bytes) -> str:
         """The node that a certificate, verified by TLS, stands for. Raises `Refusal`."""

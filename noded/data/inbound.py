@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 
 from mesh import hbone
 from mesh.authz import Denial, Peer
@@ -22,6 +23,8 @@ from noded.data.tunnel import Tunnel
 _MAX_HANDSHAKES = 512
 """Tunnels being set up towards one workload; more are refused, since each costs a millisecond of signing."""
 _MAX_TUNNELS = 10_000
+_MAX_HANDSHAKES_EACH, _MAX_TUNNELS_EACH = 64, 512
+"""Those of one address, so that no single peer keeps the others out. An honest one has a tunnel for 100 connections."""
 _HANDSHAKE_SECONDS = 10
 
 log = logging.getLogger(__name__)
@@ -36,12 +39,18 @@ class Inbound:
 
     def accepted(self, local: LocalWorkload, sock: socket.socket, peer: tuple[str, int]) -> None:
         """Somebody wants a tunnel to `local`."""
-        if local.handshakes >= _MAX_HANDSHAKES or len(local.tunnels) >= _MAX_TUNNELS:
+        address = canonical(peer[0])
+        if (
+            local.handshakes[address] >= _MAX_HANDSHAKES_EACH
+            or local.peers[address] >= _MAX_TUNNELS_EACH
+            or local.handshakes.total() >= _MAX_HANDSHAKES
+            or len(local.tunnels) >= _MAX_TUNNELS
+        ):
             self.node.tracker.count("tunnels_refused")
             sock.close()
             return
-        local.handshakes += 1
-        self.node.engine.spawn(self._handshake, local, sock, canonical(peer[0]))
+        local.handshakes[address] += 1
+        self.node.engine.spawn(self._handshake, local, sock, address)
 
     async def _handshake(self, local: LocalWorkload, sock: socket.socket, address: str) -> None:
         node = self.node
@@ -62,7 +71,7 @@ class Inbound:
             sock.close()
             raise
         finally:
-            local.handshakes -= 1
+            _less(local.handshakes, address)
         node.tracker.count("handshakes")
         tunnel = Tunnel(
             node.engine,
@@ -79,6 +88,7 @@ class Inbound:
             expires=tls.peer_not_after(session.tls),
         )
         local.tunnels.add(tunnel)
+        local.peers[address] += 1
         self._locals[tunnel] = local
 
     def tunnel_ready(self, tunnel: Tunnel) -> None:
@@ -92,6 +102,7 @@ class Inbound:
         """See `Keeper`."""
         if tunnel.closed and (local := self._locals.pop(tunnel, None)) is not None:
             local.tunnels.discard(tunnel)
+            _less(local.peers, tunnel.peer_address)
 
     def source_party(self, tunnel: Tunnel, address: str) -> Party:
         """The source of a tunnel: its identity from the certificate, the rest from the snapshot where they agree."""
@@ -99,6 +110,12 @@ class Inbound:
         if workload is not None and self.node.identity(workload) == tunnel.peer:
             return self.node.party(workload)
         return Party("unknown", tunnel.peer.namespace, tunnel.peer.uri, "unknown", "unknown")
+
+
+def _less(counts: Counter[str], address: str) -> None:
+    counts[address] -= 1
+    if not counts[address]:
+        del counts[address]
 
 
 class InboundStream(StreamRelay):

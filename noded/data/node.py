@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ class LocalWorkload:
         self.contexts: tls.Contexts | None = None
         self.tunnels: set[Tunnel] = set()
         """Those that others opened to it."""
-        self.handshakes = 0
+        self.handshakes: Counter[str] = Counter()
+        """How many tunnels are being set up towards it, by the peer's address, and how many `peers` have."""
+        self.peers: Counter[str] = Counter()
         self.gone = False
         self.configure(config)
 

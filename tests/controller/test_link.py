@@ -49,6 +49,14 @@ from tests.controller.client import (
 from tests.controller.conftest import Running
 
 
+async def dial_from(address: str, port: int) -> trio.SocketStream:
+    """A connection from another address of this host, on which nothing is said."""
+    sock = trio.socket.socket()
+    await sock.bind((address, 0))
+    await sock.connect(("127.0.0.1", port))
+    return trio.SocketStream(sock)
+
+
 async def first_update(node: NodeClient) -> None:
     await node.until(lambda: node.updates, "the first update")
 
@@ -167,6 +175,18 @@ async def test_too_many_strangers_are_turned_away(controller: Running, monkeypat
             with pytest.raises((trio.BrokenResourceError, ssl.SSLError)):
                 await dial(controller.port)
         assert isinstance(await node.enrol(workload("web-1", "10.77.1.2")), Enrolled)  # who is in stays in
+
+
+async def test_a_host_full_of_strangers_keeps_no_other_host_out(
+    controller: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_MAX_STRANGERS_EACH", 3)
+    flood = [await dial_from("127.0.0.2", controller.port) for _ in range(10)]
+    credential = await controller.join("node-a")
+    async with connected(controller.port, credential) as node:
+        await first_update(node)
+    for stream in flood:
+        await stream.aclose()
 
 
 async def test_another_protocol_version_is_refused(controller: Running) -> None:
