@@ -58,12 +58,12 @@ class Processes:
     def start(
         self, name: str, argv: list[str], netns: str, cwd: Path | None = None, environment: dict[str, str] | None = None
     ) -> Record:
-        """Start `argv` in a namespace, detached; `environment` is added to ours."""
+        """Start `argv` in a namespace ("" is ours), detached; `environment` is added to ours."""
         self._pids.mkdir(exist_ok=True)
         self._logs.mkdir(exist_ok=True)
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
-                ["ip", "netns", "exec", netns, *argv],
+                ["ip", "netns", "exec", netns, *argv] if netns else argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -96,18 +96,18 @@ def render(facts: dict[str, Any]) -> str:
         for s in facts["services"]
     ]
     parts = [
-        _table(["HOST", "ADDRESS", "DAEMON", "NETNS"], hosts),
-        _table(["POD", "NODE", "ADDRESS", "MESH", "PROGRAM", "NETNS"], pods),
+        table(["HOST", "ADDRESS", "DAEMON", "NETNS"], hosts),
+        table(["POD", "NODE", "ADDRESS", "MESH", "PROGRAM", "NETNS"], pods),
     ]
     if services:
-        parts.append(_table(["SERVICE", "ADDRESS", "PORTS", "ENDPOINTS"], services))
+        parts.append(table(["SERVICE", "ADDRESS", "PORTS", "ENDPOINTS"], services))
     errors = [
         f"{who.get('name', 'controller')}: {who['error']}" for who in (controller, *facts["nodes"]) if who["error"]
     ]
     return "\n\n".join([*parts, *errors])
 
 
-def _table(head: list[str], rows: list[list[Any]]) -> str:
+def table(head: list[str], rows: list[list[Any]]) -> str:
     lines = [[str(cell) for cell in row] for row in [head, *rows]]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(

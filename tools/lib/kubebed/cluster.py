@@ -1,0 +1,260 @@
+"""A cluster that is up, and making and removing one.
+
+Keys, etcd's data, logs and process ids are in `/run/nodemesh-kubebed/NAME`, a tmpfs of its own; the nodes' disks are in
+`/var/lib/nodemesh-kubebed/NAME`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from kubebed import machine, network, pki, spec
+from kubebed.cache import Cache
+from kubebed.control import ControlPlane
+from kubebed.errors import KubebedError
+from kubebed.node import CGROUP, Host, remove_cgroups
+from kubebed.spec import CONTROL, Spec
+from kubebed.steps import step
+from testbed.network import NETNS, processes, run
+from testbed.processes import Processes
+
+FOLDER = Path("/run/nodemesh-kubebed")
+DISKS = Path("/var/lib/nodemesh-kubebed")
+
+
+def names() -> list[str]:
+    """The clusters there are, in whatever state."""
+    groups = [path / CGROUP for path in machine.hierarchies().values()]
+    found = {
+        path.name
+        for folder in (FOLDER, DISKS, *groups)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.is_dir()
+    }
+    return sorted(found | {path.name.split("-")[1] for path in NETNS.glob("kb-*-*")})
+
+
+def find(name: str = "") -> Cluster:
+    """The cluster of this name, or the only one. Raises `KubebedError`."""
+    there = names()
+    if not name and len(there) > 1:
+        raise KubebedError(f"several clusters are up ({', '.join(there)}): choose with -n NAME")
+    if not there or (name and name not in there):
+        raise KubebedError(f"{f'cluster {name}' if name else 'no cluster'} is up; make one with: tools/kubebed up")
+    folder = FOLDER / (name or there[0])
+    try:
+        facts = json.loads((folder / "spec.json").read_text())
+        return Cluster(spec.make(folder.name, facts["number"], facts["nodes"]), Cache(Path(facts["cache"])))
+    except (OSError, ValueError, KeyError):
+        raise KubebedError(
+            f"cluster {folder.name} is incomplete; remove it with: tools/kubebed -n {folder.name} down"
+        ) from None
+
+
+@contextlib.contextmanager
+def claim(name: str) -> Iterator[None]:
+    """Be the only one who makes or removes this cluster. Raises `KubebedError` while somebody else is.
+
+    The lock is an abstract socket: it ends with its process and leaves no file.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(f"\0nodemesh-kubebed/{name}")
+        except OSError:
+            raise KubebedError(f"another command is making or removing cluster {name} right now") from None
+        yield
+
+
+class Cluster:
+    """One cluster."""
+
+    def __init__(self, spec: Spec, cache: Cache) -> None:
+        self.spec, self.cache = spec, cache
+        self.folder, self.disks = FOLDER / spec.name, DISKS / spec.name
+        self.processes = Processes(self.folder)
+        self.control = ControlPlane(spec, cache, self.folder, self.processes)
+        self.hosts = {
+            node.name: Host(spec, node, cache, self.folder / "pki", self.disks / node.name, self.processes)
+            for node in spec.nodes
+        }
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's, for use on this machine; it holds its own certificates."""
+        return self.folder / "pki/admin.kubeconfig"
+
+    def host(self, name: str) -> Host:
+        """A node by name. Raises `KubebedError`."""
+        return self.hosts[self.spec.node(name).name]
+
+    # Using it.
+
+    def kubectl_command(self, argv: Iterable[str]) -> list[str]:
+        """The command line of a kubectl for this cluster."""
+        return [str(self.cache.program("kubectl")), f"--kubeconfig={self.kubeconfig}", *argv]
+
+    def kubectl(self, *argv: str, stdin: str = "") -> str:
+        """What kubectl says. Raises `KubebedError`."""
+        done = subprocess.run(
+            self.kubectl_command(argv), input=stdin, capture_output=True, text=True, env=without_proxies(os.environ)
+        )
+        if done.returncode:
+            raise KubebedError(f"kubectl {' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
+        return done.stdout
+
+    def get(self, *argv: str) -> Any:
+        """`kubectl get -o json`. Raises `KubebedError`."""
+        return json.loads(self.kubectl("get", "-o", "json", *argv))
+
+    def enter(self, who: str, argv: list[str]) -> list[str]:
+        """The command line that runs `argv` on a node, or beside the control plane (`control`)."""
+        if who == CONTROL:
+            return ["nsenter", f"--net={NETNS / self.spec.netns(CONTROL)}", "--", *argv]
+        return self.host(who).enter(argv)
+
+    # Making it.
+
+    def up(self) -> None:
+        """Make it and wait until its nodes are Ready. Raises whatever was in the way, half-made."""
+        self.folder.mkdir(parents=True)
+        run(["mount", "-t", "tmpfs", "-o", "mode=0700", "nodemesh-kubebed", str(self.folder)])
+        facts = {"number": self.spec.number, "nodes": len(self.spec.nodes), "cache": str(self.cache.root)}
+        (self.folder / "spec.json").write_text(json.dumps(facts))
+        with step("starting the control plane"):
+            network.create(self.spec)
+            pki.create(self.folder / "pki", self.spec)
+            self.control.start()
+        with step(f"starting {', '.join(self.hosts)}"):
+            for host in self.hosts.values():
+                network.connect(self.spec, host.node)
+                host.install()
+            images = sorted(self.cache.images.glob("*.tar"))
+            self._on_each(self.hosts.values(), lambda host: self._boot(host, images))
+
+    def start_node(self, name: str) -> None:
+        """Switch a node on and wait until it is Ready."""
+        host = self.host(name)
+        if host.on:
+            raise KubebedError(f"{name} is on already")
+        with step(f"starting {name}"):
+            network.connect(self.spec, host.node)
+            self._boot(host, [])
+
+    def stop_node(self, name: str) -> None:
+        """Switch a node off, like pulling its plug."""
+        host = self.host(name)
+        host.stop()
+        network.remove(self.spec.netns(host.node))
+
+    def load(self, image: Path) -> None:
+        """Import an image on every node that is on."""
+        self._on_each([host for host in self.hosts.values() if host.on], lambda host: host.load([image]))
+
+    def _boot(self, host: Host, images: list[Path]) -> None:
+        name = host.node.name
+        before = self._renewed(name)
+        host.boot()
+        host.load(images)
+        host.start_kubelet()
+        self.control.await_true(
+            name, lambda: self._renewed(name) not in ("", before) and self._node_ready(name), "be Ready"
+        )
+        self.kubectl(
+            "patch", "node", name, "-p", json.dumps({"spec": {"podCIDR": host.node.pods, "podCIDRs": [host.node.pods]}})
+        )
+
+    def _renewed(self, name: str) -> str:
+        """When this node last said that it is alive; "" if never."""
+        with contextlib.suppress(KubebedError):
+            renewed: str = self.get("lease", "-n", "kube-node-lease", name)["spec"]["renewTime"]
+            return renewed
+        return ""
+
+    def _node_ready(self, name: str) -> bool:
+        with contextlib.suppress(KubebedError):
+            conditions = self.get("node", name)["status"].get("conditions", [])
+            return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+        return False
+
+    @staticmethod
+    def _on_each(hosts: Iterable[Host], act: Callable[[Host], None]) -> None:
+        """At the same time."""
+        with ThreadPoolExecutor(spec.MOST_NODES) as pool:
+            list(pool.map(act, hosts))
+
+
+def without_proxies(environment: Any) -> dict[str, str]:
+    """An environment in which the cluster is not looked for behind a proxy."""
+    return {
+        key: value
+        for key, value in environment.items()
+        if key.lower() not in ("http_proxy", "https_proxy", "all_proxy")
+    }
+
+
+def make(name: str, nodes: int, cache: Cache) -> Cluster:
+    """Make a cluster and wait until it is ready; removed again if that fails. Raises `KubebedError`."""
+    with claim(name):
+        spec.make(name, 1, nodes)
+        if name in names():
+            raise KubebedError(f"cluster {name} is up already; remove it with: tools/kubebed -n {name} down")
+        try:
+            cluster = Cluster(spec.make(name, network.reserve(name), nodes), cache)
+            cluster.up()
+        except BaseException:
+            _remove(name)
+            raise
+        return cluster
+
+
+def down(name: str) -> bool:
+    """Remove a cluster, whatever became of it. False if there was nothing to remove."""
+    with claim(name):
+        there = name in names()
+        _remove(name)
+        return there
+
+
+def _remove(name: str) -> None:
+    """Right at any stage, also when nothing is there."""
+    namespaces = [path.name for path in NETNS.glob(f"kb-{name}-*")]
+    groups = [path / CGROUP / name for path in machine.hierarchies().values()]
+    deadline = time.monotonic() + 20
+    while (left := {*processes(namespaces), *_members(groups)}) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    remove_cgroups(groups)
+    for namespace in namespaces:
+        network.remove(namespace)
+    for folder in (FOLDER / name, DISKS / name):
+        while folder.is_mount():
+            run(["umount", "--lazy", str(folder)])
+        if folder.exists():
+            shutil.rmtree(folder)
+    for shared in (FOLDER, DISKS, *(group.parent for group in groups)):
+        with contextlib.suppress(OSError):
+            shared.rmdir()
+
+
+def _members(groups: list[Path]) -> set[int]:
+    """The processes in these cgroups and those below."""
+    pids: set[int] = set()
+    for group in groups:
+        for file in group.rglob("cgroup.procs"):
+            with contextlib.suppress(OSError):
+                pids.update(map(int, file.read_text().split()))
+    return pids
