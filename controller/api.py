@@ -6,16 +6,12 @@ Handlers run in trio's loop and never wait but for the request's body and the ne
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import wraps
 from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,6 +19,7 @@ from starlette.routing import Route
 from controller import policy_check
 from controller.ca import Authority
 from controller.enrol import Enroller
+from controller.http import ON_ERROR, ApiError, Handler, answering, read_flag, read_json
 from controller.link import LinkServer
 from controller.metrics import Metrics
 from controller.publish import Publisher
@@ -34,40 +31,8 @@ from controller.telemetry import Telemetry
 from controller.tokens import TokenError, mint
 from mesh.identity import Identity
 
-_log = logging.getLogger(__name__)
 _MAX_BODY = 64 * 1024 * 1024
 _DEFAULT_TTL = 3600
-
-
-class ApiError(Exception):
-    """Answered with this status, message and remedy."""
-
-    def __init__(self, status: int, message: str, remedy: str = "") -> None:
-        super().__init__(message)
-        self.status, self.remedy = status, remedy
-
-
-def _error(status: int, message: str, remedy: str = "") -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "remedy": remedy}}, status)
-
-
-Handler = Callable[[Request], Awaitable[Any]]
-
-
-def _json(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Turn what a handler returns or raises into an answer; a list is wrapped in `items`."""
-
-    @wraps(handler)
-    async def answer(request: Request) -> Response:
-        try:
-            found = await handler(request)
-        except ApiError as error:
-            return _error(error.status, str(error), error.remedy)
-        except Rejected as rejected:
-            return JSONResponse({"errors": [asdict(problem) for problem in rejected.problems]}, 422)
-        return JSONResponse({"items": found} if isinstance(found, list) else found)
-
-    return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +69,7 @@ class Api:
             ("DELETE", "/v1/tokens/{id}", self._delete_token),
             ("GET", "/v1/ca", self._ca),
         ]
-        found = [Route(path, _json(handler), methods=[method]) for method, path, handler in routes]
+        found = [Route(path, answering(handler), methods=[method]) for method, path, handler in routes]
         return Starlette(routes=[*found, *self._monitoring()], exception_handlers=_HANDLERS)
 
     def monitoring(self) -> Starlette:
@@ -123,7 +88,7 @@ class Api:
     # Resources
 
     async def _apply(self, request: Request) -> Any:
-        dry_run = _flag(request, "dryRun")
+        dry_run = read_flag(request, "dryRun")
         results = self.resources.apply(await _files(request), dry_run=dry_run)
         await self.publisher.settled()
         return {"results": [asdict(result) for result in results]}
@@ -234,7 +199,7 @@ class Api:
     # Joining
 
     async def _make_token(self, request: Request) -> Any:
-        body = await _body(request)
+        body = await read_json(request, _MAX_BODY)
         known: dict[str, tuple[type, Any]] = {
             "allow": (list, None),
             "node": (str, ""),
@@ -298,23 +263,8 @@ def _shown_token(token: Token) -> dict[str, Any]:
     }
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > _MAX_BODY:
-            raise ApiError(400, f"the request is larger than {_MAX_BODY} bytes", "send fewer files at a time")
-    try:
-        body = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the request is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise ApiError(400, "the request must be a JSON object")
-    return body
-
-
 async def _files(request: Request) -> list[tuple[str, str]]:
-    files = (await _body(request)).get("files")
+    files = (await read_json(request, _MAX_BODY)).get("files")
     remedy = 'send {"files": [{"name": "...", "text": "..."}]}'
     if not isinstance(files, list):
         raise ApiError(400, "'files' must be a list", remedy)
@@ -325,13 +275,6 @@ async def _files(request: Request) -> list[tuple[str, str]]:
             raise ApiError(400, "each of 'files' must have a name and a text", remedy)
         found.append((name, text))
     return found
-
-
-def _flag(request: Request, name: str) -> bool:
-    value = request.query_params.get(name, "").lower()
-    if value not in ("", "true", "false", "1", "0"):
-        raise ApiError(400, f"{name} is {value!r}", "set it to true or false")
-    return value in ("true", "1")
 
 
 def _kind(request: Request) -> Kind:
@@ -345,17 +288,9 @@ def _key(request: Request) -> tuple[str, str, str]:
     return _kind(request).name, request.path_params["namespace"], request.path_params["name"]
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+async def _on_rejected(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return JSONResponse({"errors": [asdict(problem) for problem in error.problems]}, 422)
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
-    _log.error("request failed", exc_info=error, extra={"method": request.method, "path": request.url.path})
-    return _error(500, f"internal error: {type(error).__name__}", "the controller's log has the details")
-
-
-_HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    HTTPException: _on_http_error,
-    Exception: _on_bug,
-}
+_HANDLERS = {**ON_ERROR, Rejected: _on_rejected}

@@ -11,24 +11,22 @@ import logging
 import math
 import os
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import trio
 
-from mesh.codec import DecodeError
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
 from noded import link, source_ports
 from noded.config import Config
 from noded.control.process import COMMAND, Process
+from noded.control.worker import Worker
 
 _log = logging.getLogger(__name__)
 _FIRST_RETRY, _LAST_RETRY, _STABLE = 0.1, 10.0, 30.0
-_MAX_QUEUE = 50_000  # messages; a worker this far behind is stuck
 
 
 @dataclass(slots=True)
@@ -43,31 +41,6 @@ class _Local:
         for worker in self.listeners:
             for sock in worker:
                 sock.close()
-
-
-@dataclass(slots=True)
-class Worker:
-    """What is known of one running worker."""
-
-    process: Process
-    configured: bool = False
-    ready: set[str] = field(default_factory=set)
-    present: set[str] = field(default_factory=set)
-    """Workloads that it was told of and has not yet said are gone."""
-    unapplied: int = 0
-    """Updates sent and not yet answered."""
-    totals: dict[str, int] = field(default_factory=dict)
-    queue: deque[tuple[object, list[int]]] = field(default_factory=deque)
-    queued: trio.Event = field(default_factory=trio.Event)
-    answers: dict[int, bytes] = field(default_factory=dict)
-
-    def post(self, message: object, fds: Sequence[int] = ()) -> None:
-        """Queue one message with duplicates of `fds`."""
-        if len(self.queue) >= _MAX_QUEUE:
-            self.process.kill()
-            return
-        self.queue.append((message, [os.dup(fd) for fd in fds]))
-        self.queued.set()
 
 
 @dataclass(slots=True)
@@ -118,7 +91,7 @@ class Workers:
         local = self._locals[up.workload.uid] = _Local(up, netns, listeners)
         for slot in self._slots:
             if slot.worker is not None:
-                self._post_local(slot.worker, slot.index, local)
+                self._post_local(slot.worker, local)
 
     def relabel(self, up: link.WorkloadUp) -> None:
         """Its labels or service account changed."""
@@ -241,6 +214,7 @@ class Workers:
             local.close()
         self._locals.clear()
         for worker in self._live():
+            worker.ending = True
             worker.post(link.Drain(seconds))
         await self._until(lambda: not self._live(), seconds + 3)
 
@@ -265,29 +239,22 @@ class Workers:
         except OSError as error:
             _log.error("worker not started", extra={"worker": slot.index, "error": str(error)})
             return -1
-        worker = Worker(process)
+        worker = Worker(slot.index, process, self._heard)
         try:
-            self._tell_all(slot, worker)
+            self._tell_all(worker)
             slot.worker = worker
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, worker)
-                nursery.start_soon(self._receive, slot.index, worker)
-                status = await process.wait()
-                nursery.cancel_scope.cancel()
+            return await worker.serve()
         finally:
             slot.worker = None
-            for _, fds in worker.queue:
-                _close(fds)
-            await process.close()
+            await worker.close()
             self._notify()
-        return status
 
-    def _tell_all(self, slot: _Slot, worker: Worker) -> None:
+    def _tell_all(self, worker: Worker) -> None:
         c = self._config
-        source_ports.clear(self._source_ports, slot.index)
+        source_ports.clear(self._source_ports, worker.index)
         worker.post(
             link.Configure(
-                slot.index, c.access_log, c.hold_seconds, c.connect_seconds, c.drain_seconds, self.log_level
+                worker.index, c.access_log, c.hold_seconds, c.connect_seconds, c.drain_seconds, self.log_level
             ),
             [self._source_ports],
         )
@@ -295,60 +262,20 @@ class Workers:
             worker.unapplied += 1
             worker.post(link.MeshUpdate(self._snapshot.to_update()))
         for local in self._locals.values():
-            self._post_local(worker, slot.index, local)
+            self._post_local(worker, local)
 
-    def _post_local(self, worker: Worker, index: int, local: _Local) -> None:
+    def _post_local(self, worker: Worker, local: _Local) -> None:
         uid = local.up.workload.uid
         worker.present.add(uid)
-        worker.post(local.up, [local.netns, *(sock.fileno() for sock in local.listeners[index])])
+        worker.post(local.up, [local.netns, *(sock.fileno() for sock in local.listeners[worker.index])])
         if uid in self._certificates:
             worker.post(self._certificates[uid])
 
-    async def _send(self, worker: Worker) -> None:
-        while True:
-            while worker.queue:
-                message, fds = worker.queue.popleft()
-                try:
-                    await worker.process.link.send(message, fds)
-                except OSError:
-                    return  # it has ended, or is about to; `wait` tells
-                finally:
-                    _close(fds)
-            worker.queued = trio.Event()
-            await worker.queued.wait()
-
-    async def _receive(self, index: int, worker: Worker) -> None:
-        while True:
-            try:
-                received = await worker.process.link.receive()
-            except (DecodeError, OSError) as error:
-                _log.error("bad message from worker", extra={"worker": index, "error": str(error)})
-                received = None
-            if received is None:
-                if not self.draining:
-                    worker.process.kill()  # a worker without its link is of no use
-                return
-            message, fds = received
-            _close(fds)
-            self._note(index, worker, message)
-
-    def _note(self, index: int, worker: Worker, message: object) -> None:
-        match message:
-            case link.Ready():
-                worker.configured = True
-            case link.WorkloadReady(uid):
-                worker.ready.add(uid)
-            case link.WorkloadGone(uid):
-                worker.present.discard(uid)
-            case link.Applied():
-                worker.unapplied = max(0, worker.unapplied - 1)
-            case link.Answer(request, rows):
-                worker.answers = {request: rows, **{k: v for k, v in worker.answers.items() if k > request - 16}}
-            case link.Counts() as counts:
-                worker.totals = counts.totals
-                self._on_counts(index, counts)
-                return
-        self._notify()
+    def _heard(self, worker: Worker, message: object) -> None:
+        if isinstance(message, link.Counts):
+            self._on_counts(worker.index, message)
+        else:
+            self._notify()
 
     def _live(self) -> list[Worker]:
         return [slot.worker for slot in self._slots if slot.worker is not None]
@@ -365,8 +292,3 @@ class Workers:
             while not reached():
                 await self._changed.wait()
         return reached()
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
