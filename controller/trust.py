@@ -14,6 +14,7 @@ import hashlib
 import os
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
