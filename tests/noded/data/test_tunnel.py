@@ -154,6 +154,46 @@ async def test_what_is_not_tls_ends_the_tunnel(pair: Joined) -> None:
     assert (await received(pair.app))[1] == "reset"
 
 
+async def test_tls_records_that_carry_next_to_nothing_end_the_tunnel(pair: Joined) -> None:
+    for byte in frames.ping(b"12345678") * 1000:
+        pair.near._tls.write(bytes((byte,)))
+    pair.near._write(memoryview(pair.near._outgoing.read()))
+    await until(lambda: pair.far.closed)
+    assert pair.far.reason == "the peer sends TLS records that carry next to nothing"
+
+
+async def test_small_records_are_forgiven_at_each_tick(pair: Joined) -> None:
+    for _ in range(4):
+        for byte in frames.ping(b"12345678") * 200:
+            pair.near._tls.write(bytes((byte,)))
+        wire = pair.near._outgoing.read()
+        expected = pair.far.received + len(wire)
+        pair.near._write(memoryview(wire))
+        await until(lambda expected=expected: pair.far.received >= expected)  # type: ignore[misc]
+        pair.far.tick(0)
+    await pair.works()
+
+
+async def test_a_record_for_each_frame_is_nothing_unusual(pair: Joined) -> None:
+    for _ in range(6000):
+        pair.near._tls.write(frames.window_update(0, 1))
+    pair.near._write(memoryview(pair.near._outgoing.read()))
+    await pair.works()
+
+
+async def test_what_tls_has_to_answer_leaves_at_the_next_tick(pair: Joined) -> None:
+    pair.far._outgoing.write(b"an answer to a key update")
+    pair.far.tick(0)
+    assert not pair.far._outgoing.pending
+
+
+async def test_a_peer_that_does_not_read_the_answers_of_tls_is_cut_off(pair: Joined) -> None:
+    pair.far.blocked = True
+    pair.far._outgoing.write(bytes(2_000_000))
+    pair.far.tick(0)
+    assert pair.far.closed
+
+
 async def test_the_end_of_tls_is_the_end(pair: Joined) -> None:
     with pytest.raises(ssl.SSLWantReadError):
         pair.far._tls.unwrap()
