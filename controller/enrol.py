@@ -82,6 +82,10 @@ class Enroller:
         known = self.nodes.get(node)
         return Scope(known.allow if known else ())
 
+    async def admit(self, token: str, name: str, csr: bytes) -> Issued:
+        """As `join`."""
+        return self.join(token, name, csr)
+
     def join(self, secret: str, name: str, csr: bytes) -> Issued:
         """Let a node in by its token: its certificate. Raises `Refusal`."""
         now = self._clock()

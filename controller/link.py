@@ -49,12 +49,13 @@ _SERVER_LIFE = timedelta(hours=24)
 
 
 class ServerTls:
-    """The controller's own certificate as an SSL context, made anew at half of its life."""
+    """The controller's own certificate as an SSL context, made anew at half of its life and when the CA changes."""
 
     def __init__(self, authority: Authority, names: list[str], clock: Callable[[], float]) -> None:
         self._authority, self._names, self._clock = authority, names, clock
         self._context: ssl.SSLContext | None = None
         self._renew_at = 0.0
+        self._generation = 0
 
     @property
     def trust_domain(self) -> str:
@@ -63,8 +64,8 @@ class ServerTls:
 
     def context(self) -> ssl.SSLContext:
         """The one to accept with now."""
-        if self._context is None or self._clock() >= self._renew_at:
-            self._context = self._make()
+        if self._context is None or self._generation != self._authority.generation or self._clock() >= self._renew_at:
+            self._context, self._generation = self._make(), self._authority.generation
         return self._context
 
     def _make(self) -> ssl.SSLContext:
@@ -195,7 +196,7 @@ class LinkServer:
     async def _join(self, stream: trio.SSLStream[trio.SocketStream], message: object) -> None:
         if not isinstance(message, Join):
             raise Refusal(f"{type(message).__name__} without a certificate: join first")
-        issued = self._parts.enroller.join(message.token, message.node, message.csr)
+        issued = await self._parts.enroller.admit(message.token, message.node, message.csr)
         joined = Joined(issued.chain, self._parts.roots(), self._tls.trust_domain)
         await stream.send_all(frame(joined, FromController))
         await stream.aclose()

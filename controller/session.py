@@ -1,28 +1,30 @@
 """One authenticated node's connection: what it asks, what it is told.
 
-Tasks: one reads, one writes, one sends updates, one pings. An update is sent only when the one before was answered, so
-changes gather while a node is busy and never queue. A workload is answered `Enrolled` only when the node has
-acknowledged a revision that holds it: by then the node has the policies that apply to it, so there is no moment in
-which it would be open for want of them.
+Tasks: one reads, one writes, one sends updates, one what to enrol, one pings. An update is sent only when the one
+before was answered, so changes gather while a node is busy and never queue. A workload is answered `Enrolled` only when
+the node has acknowledged a revision that holds it: by then the node has the policies that apply to it, so there is no
+moment in which it would be open for want of them. Roots to trust go ahead of the update that tells of them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from controller.enrol import Enroller, Refusal
+from controller.enrol import Refusal
 from controller.publish import Publisher, Scoped
+from controller.register import Register
 from controller.telemetry import Telemetry
 from mesh.sync import (
     PING_SECONDS,
     PROTOCOL,
     SILENCE_SECONDS,
     Ack,
+    Assign,
     Enrol,
     Enrolled,
     FromController,
@@ -68,18 +70,22 @@ class NodeStatus:
     """Last sent."""
     acked: int | None = None
     last_nack: str = ""
+    trusts: bytes = b""
+    """The roots that it has acknowledged, by what followed them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What every session works on."""
 
-    enroller: Enroller
+    enroller: Register
     publisher: Publisher
     telemetry: Telemetry
     roots: Callable[[], bytes]
     clock: Callable[[], float]
     software: str
+    assigned: Callable[[str, Assign | None], Awaitable[Assign]] | None = None
+    """Waits until what a node is to enrol is something else than it was; None where the nodes decide."""
 
 
 class Session:
@@ -89,6 +95,7 @@ class Session:
         self._parts, self._node, self._stream, self._reader, self._status = parts, node, stream, reader, status
         self._out: deque[bytes] = deque()
         self._wake = trio.Event()
+        self._flushed = trio.Event()
         self._heard = trio.current_time()
         self._base: tuple[str, int] | None = None
         self._known: Scoped | None = None
@@ -113,11 +120,10 @@ class Session:
             return
         refused = parts.enroller.replace(self._node, hello.workloads)
         self._send(Welcome(PROTOCOL, parts.software, refused))
-        self._send(Trust(parts.roots()))
         if hello.epoch:
             self._base = (hello.epoch, hello.revision)
         async with trio.open_nursery() as nursery:
-            for task in (self._write, self._update, self._ping):
+            for task in (self._write, self._update, self._assign, self._ping):
                 nursery.start_soon(task)
             await self._read(early)
             nursery.cancel_scope.cancel()
@@ -172,15 +178,19 @@ class Session:
 
     async def _update(self) -> None:
         publisher, status = self._parts.publisher, self._status
-        sent = -1
+        sent, roots = -1, b""
         while True:
             await publisher.newer_than(sent)
+            if (now := self._parts.roots()) != roots:  # before the update, so that its answer is for both
+                roots = now
+                self._send(Trust(roots))
             update = publisher.update(self._node, self._base, self._known)
             covered, sent = publisher.covered, update.revision
             self._answer, self._answered = None, trio.Event()
             self._send(update)
             status.revision = sent
             answer = await self._answer_to(sent)
+            status.trusts = roots
             if isinstance(answer, Ack):
                 self._base = (update.epoch, sent)
                 if update.has_policies:
@@ -215,6 +225,13 @@ class Session:
                     return answer
         raise Broken(f"revision {revision} was not acknowledged within {_ACK_SECONDS:.0f} s")
 
+    async def _assign(self) -> None:
+        last = None
+        while self._parts.assigned is not None:
+            last = await self._parts.assigned(self._node, last)
+            self._send(last)
+            await self._flushed.wait()  # one at a time, however slowly the node reads
+
     async def _ping(self) -> None:
         while True:
             await trio.sleep(PING_SECONDS)
@@ -224,6 +241,8 @@ class Session:
 
     def _send(self, message: object) -> None:
         self._out.append(frame(message, FromController))
+        if self._flushed.is_set():
+            self._flushed = trio.Event()
         self._wake.set()
 
     async def _write(self) -> None:
@@ -241,3 +260,4 @@ class Session:
                     await self._stream.send_all(data[at : at + _CHUNK])
                 if scope.cancelled_caught:
                     raise Broken(f"does not read what it is sent for {_WRITE_SECONDS:.0f} s")
+        self._flushed.set()

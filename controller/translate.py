@@ -56,8 +56,8 @@ def world(resources: Iterable[Resource], enrolled: Mapping[str, Enrolled]) -> Wo
         workloads,
         labels,
         {s.key: s for s in _services(kinds.get("Service", ()), workloads, labels)},
-        tuple(map(_policy, kinds.get("AuthorizationPolicy", ()))),
-        tuple(map(_peer_auth, kinds.get("PeerAuthentication", ()))),
+        tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
+        tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
     )
 
 
@@ -119,7 +119,8 @@ def _selector(spec: Mapping[str, Any]) -> dict[str, str]:
     return dict((spec.get("selector") or {}).get("matchLabels") or {})
 
 
-def _policy(resource: Resource) -> Policy:
+def policy(resource: Resource) -> Policy:
+    """A checked `AuthorizationPolicy`."""
     spec, namespace = resource.body.get("spec") or {}, resource.namespace
     return Policy(
         resource.name,
@@ -173,7 +174,8 @@ def _operation(operation: Mapping[str, Any]) -> Operation:
     )
 
 
-def _peer_auth(resource: Resource) -> PeerAuth:
+def peer_auth(resource: Resource) -> PeerAuth:
+    """A checked `PeerAuthentication`."""
     spec = resource.body.get("spec") or {}
     return PeerAuth(
         resource.name,

@@ -24,11 +24,13 @@ def wanted(pod: Pod, namespaces: Mapping[str, Namespace], root_namespace: str) -
 
 def assign(pods: Iterable[Pod], namespaces: Mapping[str, Namespace], root_namespace: str) -> Assign:
     """What a node is told, of all pods on it."""
-    chosen = sorted((pod for pod in pods if wanted(pod, namespaces, root_namespace)), key=lambda pod: pod.key)
+    here = sorted((pod for pod in pods if not pod.finished), key=lambda pod: pod.key)
+    chosen = [pod for pod in here if wanted(pod, namespaces, root_namespace)]
     return Assign(
         tuple(
             Assignment(pod.uid, pod.name, pod.namespace, pod.service_account, dict(pod.labels), pod.addresses)
             for pod in chosen
         ),
         tuple(sorted(n.name for n in namespaces.values() if n.enabled and n.name != root_namespace)),
+        tuple(pod.uid for pod in here if not wanted(pod, namespaces, root_namespace)),
     )

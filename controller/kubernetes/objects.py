@@ -93,10 +93,9 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class ClusterNode:
-    """A Node and the ranges of its pods' addresses."""
+    """A Node."""
 
     name: str
-    pod_ranges: tuple[str, ...]
     created: int
 
 
@@ -170,9 +169,7 @@ def namespace(body: Json) -> Namespace:
 
 def node(body: Json) -> ClusterNode:
     """Read a Node."""
-    spec = body.get("spec") or {}
-    ranges = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
-    return ClusterNode(body["metadata"]["name"], tuple(ranges), seconds(body["metadata"]))
+    return ClusterNode(body["metadata"]["name"], seconds(body["metadata"]))
 
 
 def seconds(metadata: Json) -> int:

@@ -1,0 +1,81 @@
+"""Our kinds (and Istio's of the same schema) as they come from the API server, checked.
+
+On plain hosts a resource that makes no sense is never stored. Here it is there already, so it closes: what an
+unreadable `AuthorizationPolicy` selects is denied everything, what an unreadable `PeerAuthentication` selects is
+STRICT; its `Accepted` condition says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controller.kubernetes.client import Json
+from controller.kubernetes.objects import seconds
+from controller.schema.documents import Document
+from controller.schema.manifests import KINDS
+from controller.schema.strict import check
+from controller.store import Resource
+
+_CLOSED: dict[str, Json] = {
+    "AuthorizationPolicy": {"action": "DENY", "rules": [{}]},
+    "PeerAuthentication": {"mtls": {"mode": "STRICT"}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A resource, or what stands for one that makes no sense (None: nothing does); `problem` says what is wrong."""
+
+    resource: Resource | None
+    problem: str
+    generation: int
+    conditions: tuple[tuple[str, str, str, str, int], ...]
+    """What its status says now: (type, status, reason, message, observedGeneration)."""
+
+
+def declared(kind: str) -> Callable[[Json], Declared]:
+    """The reader of one kind."""
+    model, needed = KINDS[kind].spec, KINDS[kind].needs_spec
+
+    def read(body: Json) -> Declared:
+        metadata, spec = body["metadata"], body.get("spec")
+        problem = ""
+        if spec is None and needed:
+            problem = "spec: required field is missing"
+        elif spec is not None:
+            _, problems = check(model, Document("", body, {(): (1, 1)}), spec, ("spec",))
+            problem = "; ".join(f"{p.path}: {p.message}" for p in sorted(problems))
+        if problem:
+            spec = _closed(kind, spec)
+        generation = int(metadata.get("generation") or 1)
+        version = int(metadata.get("resourceVersion") or 0)
+        kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
+        whole = {"apiVersion": body.get("apiVersion", ""), "kind": kind, "metadata": kept, "spec": spec or {}}
+        names = kind, metadata["namespace"], metadata["name"]
+        resource = Resource(*names, whole, metadata["uid"], generation, version, seconds(metadata))
+        return Declared(resource if not problem or kind in _CLOSED else None, problem, generation, _conditions(body))
+
+    return read
+
+
+def _closed(kind: str, spec: Any) -> Json:
+    selector = spec.get("selector") if isinstance(spec, Mapping) else None
+    labels = selector.get("matchLabels") if isinstance(selector, Mapping) else None
+    readable = isinstance(labels, Mapping) and all(isinstance(v, str) for v in labels.values())
+    return {**_CLOSED.get(kind, {}), **({"selector": {"matchLabels": dict(labels)}} if readable and labels else {})}
+
+
+def _conditions(body: Json) -> tuple[tuple[str, str, str, str, int], ...]:
+    found = (body.get("status") or {}).get("conditions") or ()
+    return tuple(
+        (
+            str(c.get("type")),
+            str(c.get("status")),
+            str(c.get("reason")),
+            str(c.get("message")),
+            int(c.get("observedGeneration") or 0),
+        )
+        for c in found
+    )

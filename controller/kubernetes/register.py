@@ -1,0 +1,272 @@
+"""Who may be in the mesh on Kubernetes: nodes by their noded's token, pods by the API server's word.
+
+A node's word is never enough: the pod must exist, run on that node, and have the service account that is named. That it
+is enrolled stands in an annotation of the pod, with the pod's own UID, so that all replicas know and no successor of
+the same name inherits it. Between a node's word and the annotation's return by the watch, the claim is kept here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import NoReturn
+
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from controller.ca import Authority, CsrError, Issued, public_key_of
+from controller.enrol import Enrolled, Refusal
+from controller.kubernetes import token_review
+from controller.kubernetes.client import Client, ClusterError, Refused
+from controller.kubernetes.cluster import Cluster
+from controller.kubernetes.objects import ENROLLED, Pod
+from controller.schema.names import canonical
+from controller.store import Node
+from controller.tokens import Scope
+from mesh.identity import Identity, node_uri
+from mesh.model import Enrolment
+
+_log = logging.getLogger(__name__)
+_NODE_LIFE = timedelta(hours=24)
+"""Short, as nothing revokes it but the node's removal from the cluster; noded can always join again."""
+_MAX_ADDRESSES = 16
+_AT_ONCE = 8
+_PAUSE = 1.0
+POD_UID = "nodemesh.dev/pod-uid"
+"""Label in a node's `Enrol` that says which pod it means; without it, name and addresses do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a node said of a pod and the annotation doesn't say yet."""
+
+    pod: str
+    """Its UID."""
+    enrolled: bool
+    addresses: tuple[str, ...] = ()
+
+
+class PodRegister:
+    """The register. `run` must be running, to write annotations."""
+
+    def __init__(
+        self,
+        client: Client,
+        authority: Authority,
+        *,
+        workload_life: timedelta,
+        root_namespace: str,
+        clock: Callable[[], float],
+        changed: Callable[[], None],
+    ) -> None:
+        self._client, self._authority = client, authority
+        self._life, self._root_namespace, self._clock, self._changed = workload_life, root_namespace, clock, changed
+        self._claims: dict[str, Claim] = {}
+        self._unwritten: dict[str, None] = {}
+        """Keys of claims that are to be written."""
+        self._wake = trio.Event()
+        self.cluster: Cluster
+        """Set before use: the mirrors tell the register of changes, and it reads them."""
+
+    # What the world and the API ask
+
+    def enrolment(self, pod: Pod) -> tuple[bool, tuple[str, ...]]:
+        """Whether a pod is in the mesh, and its addresses."""
+        claim = self._claims.get(pod.key)
+        if claim is None or claim.pod != pod.uid:
+            return pod.enrolled, pod.addresses
+        return claim.enrolled, pod.addresses or claim.addresses
+
+    @property
+    def nodes(self) -> Mapping[str, Node]:
+        """The cluster's."""
+        return {n.name: Node(n.name, (), "", "", n.created) for n in self.cluster.nodes.objects.values()}
+
+    @property
+    def enrolled(self) -> Mapping[str, Enrolled]:
+        """Pods in the mesh, by key."""
+        return {
+            pod.key: Enrolled(
+                pod.node, Enrolment(pod.name, pod.namespace, pod.service_account, dict(pod.labels), addresses)
+            )
+            for pod in self.cluster.pods.objects.values()
+            for meshed, addresses in [self.enrolment(pod)]
+            if meshed and not pod.finished
+        }
+
+    def uids(self, node: str) -> Collection[str]:
+        """The enrolled pods of a node."""
+        return [pod.key for pod in self._enrolled_on(node)]
+
+    def scope(self, node: str) -> Scope:
+        """The namespaces of its enrolled pods."""
+        return Scope(tuple({f"{pod.namespace}/*" for pod in self._enrolled_on(node)}))
+
+    def certificate_expires(self, node: str) -> float | None:
+        """Not known: any replica may have signed it."""
+        return None
+
+    def forget(self, node: str) -> bool:
+        """Nodes come and go with the cluster's."""
+        return False
+
+    # What nodes ask
+
+    async def admit(self, token: str, name: str, csr: bytes) -> Issued:
+        """Let a node in by the token of the noded pod that runs on it. Raises `Refusal`."""
+        key = _key(csr)
+        await token_review.check(self._client, self.cluster, token, name, self._root_namespace)
+        issued = self._authority.issue(node_uri(self._authority.trust_domain, name), key, _NODE_LIFE, self._clock())
+        _log.info("node joined", extra={"node": name})
+        return issued
+
+    def authenticate(self, node: str, serial: str) -> None:
+        """Check that the node is (still) one of the cluster's."""
+        if node not in self.cluster.nodes.objects:
+            raise Refusal(f"the cluster has no node {node!r}: join again")
+
+    def replace(self, node: str, workloads: Iterable[Enrolment]) -> dict[str, str]:
+        """Take a node's full list: others that it had leave the mesh. Why some were refused, by uid."""
+        refused: dict[str, str] = {}
+        kept: set[str] = set()
+        for raw in workloads:
+            try:
+                self.enrol(node, raw)
+                kept.add(raw.uid)
+            except Refusal as refusal:
+                refused[raw.uid[:600]] = str(refusal)
+                _log.warning(
+                    "workload refused", extra={"node": node, "workload": raw.uid[:600], "reason": str(refusal)}
+                )
+        for pod in list(self._enrolled_on(node)):
+            if pod.key not in kept:
+                self._claim(pod, Claim(pod.uid, False))
+        return refused
+
+    def enrol(self, node: str, raw: Enrolment) -> None:
+        """Take one pod. Raises `Refusal`."""
+        pod, addresses = self._checked(node, raw)
+        if self.enrolment(pod) != (True, pod.addresses or addresses):
+            self._claim(pod, Claim(pod.uid, True, addresses))
+
+    def withdraw(self, node: str, uid: str) -> None:
+        """A pod has left."""
+        pod = self.cluster.on_node(node).get(uid)
+        if pod is not None and self.enrolment(pod)[0]:
+            self._claim(pod, Claim(pod.uid, False))
+
+    def sign(self, node: str, uid: str, csr: bytes) -> Issued:
+        """A certificate for an enrolled pod of this node, or with uid `""` for the node. Raises `Refusal`."""
+        trust_domain, now = self._authority.trust_domain, self._clock()
+        self.authenticate(node, "")
+        if not uid:
+            return self._authority.issue(node_uri(trust_domain, node), _key(csr), _NODE_LIFE, now)
+        pod = self.cluster.on_node(node).get(uid)
+        if pod is None or pod.finished or not self.enrolment(pod)[0]:
+            raise Refusal(f"pod {uid[:600]!r} is not enrolled on node {node!r}: enrol it first")
+        identity = Identity(trust_domain, pod.namespace, pod.service_account)
+        return self._authority.issue(identity.uri, _key(csr), self._life, now)
+
+    def _enrolled_on(self, node: str) -> Iterable[Pod]:
+        return (p for p in self.cluster.on_node(node).values() if not p.finished and self.enrolment(p)[0])
+
+    def _checked(self, node: str, raw: Enrolment) -> tuple[Pod, tuple[str, ...]]:
+        """The pod that a node means, and the addresses that it says it has."""
+        pod = self.cluster.pods.objects.get(raw.uid)
+        if pod is None:
+            raise Refusal(f"there is no pod {raw.uid[:600]!r} (any more)")
+        if pod.node != node:
+            raise Refusal(f"pod {pod.key} runs on node {pod.node!r}, not {node!r}")
+        if raw.labels.get(POD_UID, pod.uid) != pod.uid:
+            raise Refusal(f"pod {pod.key} is another one now, of UID {pod.uid}")
+        if raw.service_account != pod.service_account:
+            raise Refusal(f"pod {pod.key} has service account {pod.service_account!r}")
+        if pod.host_network or pod.finished or pod.namespace == self._root_namespace:
+            raise Refusal(f"pod {pod.key} cannot be in the mesh: it is finished, or in its node's network, or ours")
+        if not 0 < len(raw.addresses) <= _MAX_ADDRESSES:
+            raise Refusal(f"a workload must have between 1 and {_MAX_ADDRESSES} addresses")
+        try:
+            addresses = tuple(dict.fromkeys(canonical(text[:80]) for text in raw.addresses))
+        except ValueError as error:
+            raise Refusal(f"not a usable address: {error}") from None
+        if pod.addresses and not set(addresses) <= set(pod.addresses):
+            raise Refusal(f"pod {pod.key} has {', '.join(pod.addresses)}, not {', '.join(addresses)}")
+        if not pod.addresses:  # the kubelet has not reported them yet
+            self._check_free(pod, addresses)
+        return pod, addresses
+
+    def _check_free(self, pod: Pod, addresses: tuple[str, ...]) -> None:
+        wanted = set(addresses)
+        for other in self.cluster.pods.objects.values():
+            if other.node != pod.node and not other.finished and not wanted.isdisjoint(self.enrolment(other)[1]):
+                raise Refusal(f"{', '.join(addresses)}: that is pod {other.key} on node {other.node!r}")
+        for service in self.cluster.services.objects.values():
+            if not wanted.isdisjoint(service.addresses):
+                raise Refusal(f"{', '.join(addresses)}: that is service {service.namespace}/{service.name}")
+
+    # Claims and the annotation
+
+    def _claim(self, pod: Pod, claim: Claim) -> None:
+        self._claims[pod.key] = claim
+        self._unwritten[pod.key] = None
+        self._wake.set()
+        self._changed()
+
+    def pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
+        """A pod came, changed or went: a claim that the cluster confirms, or of another pod, is done with."""
+        claim = self._claims.get(key)
+        if claim is None:
+            return
+        confirmed = new is not None and new.enrolled == claim.enrolled and (bool(new.addresses) or not claim.enrolled)
+        if new is None or new.uid != claim.pod or new.finished or (confirmed and key not in self._unwritten):
+            del self._claims[key]
+            self._unwritten.pop(key, None)
+
+    async def run(self) -> NoReturn:
+        """Write annotations until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            batch = list(self._unwritten)
+            limit = trio.CapacityLimiter(_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for key in batch:
+                    nursery.start_soon(self._write, key, limit)
+            if self._unwritten:
+                self._wake.set()
+                await trio.sleep(_PAUSE if any(key in self._unwritten for key in batch) else 0)
+
+    async def _write(self, key: str, limit: trio.CapacityLimiter) -> None:
+        async with limit:
+            claim = self._claims.get(key)
+            if claim is None:
+                self._unwritten.pop(key, None)
+                return
+            namespace, _, name = key.partition("/")
+            annotations = {ENROLLED: claim.pod if claim.enrolled else None}
+            body = {"metadata": {"uid": claim.pod, "annotations": annotations}}  # of this very pod, or 409
+            try:
+                await self._client.merge(f"/api/v1/namespaces/{namespace}/pods/{name}", body)
+            except Refused as error:
+                if error.code not in (404, 409):
+                    _log.error("cannot annotate the pod", extra={"pod": key, "reason": str(error)})
+                    return
+                if self._claims.get(key) is claim:  # that pod is gone
+                    del self._claims[key]
+                    self._changed()
+            except ClusterError as error:
+                _log.warning("cannot annotate the pod yet", extra={"pod": key, "reason": str(error)})
+                return
+            if self._claims.get(key) in (claim, None):
+                self._unwritten.pop(key, None)
+                if (pod := self.cluster.pods.objects.get(key)) is not None:
+                    self.pod_changed(key, pod, pod)  # the watch may have been first
+
+
+def _key(csr: bytes) -> ec.EllipticCurvePublicKey:
+    try:
+        return public_key_of(csr)
+    except CsrError as error:
+        raise Refusal(str(error)) from error

@@ -1,0 +1,121 @@
+"""The cluster's objects to the mesh's model. Pure: the same input gives the same world.
+
+An address has one owner: of two pods that show it (one has just ended, say), the younger. What was the same before is
+taken over as it is, so that a change of one pod among 10,000 costs little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from controller.kubernetes.objects import Backend, ClusterService, Pod, Slice
+from controller.resources import workload_addresses
+from controller.store import Resource
+from controller.translate import World, peer_auth, policy
+from mesh.model import Endpoint, Enrolment, Service, ServicePort, Workload
+
+
+class Builder:
+    """Builds worlds, remembering the parts of the last one."""
+
+    def __init__(self) -> None:
+        self._workloads: dict[str, tuple[Pod, tuple[str, ...], bool, Workload]] = {}
+
+    def build(
+        self,
+        pods: Mapping[str, Pod],
+        services: Mapping[str, ClusterService],
+        slices: Iterable[Slice],
+        resources: Iterable[Resource],
+        enrolment: Callable[[Pod], tuple[bool, tuple[str, ...]]],
+    ) -> World:
+        """The world now. `enrolment` says of a pod whether it is in the mesh, and its addresses."""
+        kinds: dict[str, list[Resource]] = {}
+        for resource in sorted(resources, key=lambda r: (r.key, str(r.body["apiVersion"]))):
+            kinds.setdefault(resource.kind, []).append(resource)
+        owners: dict[str, str] = {}
+        workloads, labels = self._pods(pods, owners, enrolment)
+        for resource in kinds.get("Workload", ()):
+            _declare(resource, workloads, labels, owners)
+        by_service: dict[str, list[Slice]] = {}
+        for entry in slices:
+            by_service.setdefault(entry.service, []).append(entry)
+        return World(
+            workloads,
+            labels,
+            {key: _service(services[key], by_service.get(key, ()), owners) for key in sorted(services)},
+            tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
+            tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
+        )
+
+    def _pods(
+        self,
+        pods: Mapping[str, Pod],
+        owners: dict[str, str],
+        enrolment: Callable[[Pod], tuple[bool, tuple[str, ...]]],
+    ) -> tuple[dict[str, Workload], dict[str, Mapping[str, str]]]:
+        known, self._workloads = self._workloads, {}
+        live = []
+        for pod in pods.values():
+            if not pod.finished and not pod.host_network:
+                meshed, addresses = enrolment(pod)
+                if addresses:
+                    live.append((pod.created, pod.key, pod, meshed, addresses))
+        for _created, key, _pod, _meshed, addresses in sorted(live, key=lambda entry: entry[:2]):
+            owners.update(dict.fromkeys(addresses, key))  # the younger last
+        workloads: dict[str, Workload] = {}
+        for _created, key, pod, meshed, stated in live:
+            addresses = tuple(a for a in stated if owners[a] == key)
+            if not addresses:
+                continue
+            before = known.get(key)
+            if before is not None and before[0] is pod and before[1:3] == (addresses, meshed):
+                workload = before[3]
+            else:
+                own = Enrolment(pod.name, pod.namespace, pod.service_account, dict(pod.labels), addresses)
+                workload = own.as_workload(pod.node, meshed=meshed)
+            self._workloads[key] = (pod, addresses, meshed, workload)
+            workloads[key] = workload
+        return workloads, {key: pods[key].labels for key in workloads}
+
+
+def _declare(
+    resource: Resource, workloads: dict[str, Workload], labels: dict[str, Mapping[str, str]], owners: dict[str, str]
+) -> None:
+    """Add a `Workload` resource, unless a pod has its name; a pod's address stays the pod's."""
+    uid, spec = f"{resource.namespace}/{resource.name}", resource.body["spec"]
+    addresses = tuple(a for a in workload_addresses(resource.body) if a not in owners)
+    if uid in workloads or not addresses:
+        return
+    labels[uid] = resource.body["metadata"].get("labels") or {}
+    account = spec.get("serviceAccount") or "default"
+    own = Enrolment(resource.name, resource.namespace, account, dict(labels[uid]), addresses)
+    workloads[uid] = own.as_workload(spec.get("node") or "", meshed=False)
+    owners.update(dict.fromkeys(addresses, uid))
+
+
+def _service(service: ClusterService, slices: Iterable[Slice], owners: Mapping[str, str]) -> Service:
+    """A service and its endpoints: those that are ready, of the families that its own addresses have."""
+    families = {":" in address for address in service.addresses}
+    targets: dict[str, list[int]] = {}
+    for entry in slices:
+        ports = [entry.ports.get(port.name, 0) for port in service.ports]
+        for backend in entry.backends:
+            if not (backend.ready or service.publish_not_ready):
+                continue
+            for address in _first_of_family(backend, families):
+                known = targets.setdefault(address, [0] * len(ports))
+                targets[address] = [was or now for was, now in zip(known, ports, strict=True)]
+    return Service(
+        service.name,
+        service.namespace,
+        service.addresses,
+        tuple(ServicePort(port.name, port.number, port.app_protocol) for port in service.ports),
+        tuple(Endpoint(address, owners.get(address, ""), tuple(ports)) for address, ports in sorted(targets.items())),
+    )
+
+
+def _first_of_family(backend: Backend, families: set[bool]) -> tuple[str, ...]:
+    """The address to use. Further ones of an endpoint are alternatives: kube-proxy, too, takes the first."""
+    first = backend.addresses[:1]
+    return first if not families or (first and (":" in first[0]) in families) else ()
