@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mesh.model import EdgeCounts, EdgeKey, Party
+from mesh.model import EdgeKey, Party
 from noded.control.telemetry import GAUGES, Telemetry
 
 _PARTY = (
@@ -154,6 +154,3 @@ def _by_label(name: str, documentation: str, label: str, values: dict[str, int] 
     for key, value in values.items():
         family.add_metric([key], value)
     return family
-
-
-__all__ = ["LABELS", "EdgeCounts", "Gauges", "MeshCollector", "labels", "text"]

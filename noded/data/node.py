@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import socket
 from collections import Counter
@@ -80,7 +79,7 @@ class LocalWorkload:
 
 def party_of(workload: Workload, config: MeshConfig) -> Party:
     """A workload as metrics name it."""
-    principal = f"spiffe://{config.trust_domain}/ns/{workload.namespace}/sa/{workload.service_account}"
+    principal = Identity(config.trust_domain, workload.namespace, workload.service_account).uri
     return Party(
         workload.name,
         workload.namespace,
@@ -153,9 +152,3 @@ class Node:
     def identity(self, workload: Workload) -> Identity:
         """Who a workload of the snapshot is."""
         return Identity(self.snapshot.config.trust_domain, workload.namespace, workload.service_account)
-
-
-def close_fds(fds: list[int]) -> None:
-    """Close descriptors that came with a message nobody wants."""
-    for fd in fds:
-        os.close(fd)

@@ -23,7 +23,7 @@ from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
 from noded.data.inbound import Inbound
-from noded.data.node import LocalWorkload, Node, close_fds
+from noded.data.node import LocalWorkload, Node
 from noded.data.outbound import Outbound
 from noded.data.passthrough import Passthrough
 from noded.data.pool import Pool
@@ -109,7 +109,8 @@ class Worker:
                 for sock, accepted in zip(local.listeners, steps, strict=True)
             ]
         else:
-            close_fds(fds)
+            for fd in fds:
+                os.close(fd)
             log.error("workload %s came with %d descriptors, known: %s", uid, len(fds), known is not None)
             return
         await self._link.send(messages.WorkloadReady(uid))
