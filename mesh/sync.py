@@ -185,11 +185,12 @@ class Assign:
     """What the node is to enrol, on Kubernetes: all of it, each time it changes. Others of its pods leave the mesh.
 
     `namespaces` are those whose pods are in the mesh by default; where noded is away, the CNI plug-in lets no pod of
-    them start.
+    them start. `others` are UIDs of the node's pods that stay outside: the CNI plug-in waits for neither.
     """
 
     pods: tuple[Assignment, ...]
     namespaces: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,14 @@ class Config:
     controller_address: tuple[str, int]
     controller_token_file: Path | None = None
     """Where the join token is; without it only a node that has joined before can start."""
+    controller_root_file: Path | None = None
+    """On Kubernetes: the roots to verify the controller against. The token is a service account's then."""
+    kubernetes: bool = False
+    """Whether the file has `kubernetes`: workloads are pods, and the controller says which."""
+    kubernetes_cni_bin_dir: Path = Path("/opt/cni/bin")
+    kubernetes_cni_conf_dir: Path = Path("/etc/cni/net.d")
+    kubernetes_cni_state_dir: Path = Path("/var/lib/cni/nodemesh")
+    """What the CNI plug-in must know also after a reboot."""
     run_dir: Path = Path("/run/nodemesh")
     """Admin socket and enrolments; emptied by a reboot, as the namespaces that they name are."""
     key_dir: Path = Path("/run/nodemesh/keys")
@@ -49,8 +57,12 @@ class Config:
             if isinstance(value, tuple):
                 value = f"[{value[0]}]:{value[1]}" if ":" in value[0] else f"{value[0]}:{value[1]}"
             shown[_camel(entry.name)] = str(value) if isinstance(value, Path) else value
-        controller = {"address": shown.pop("controllerAddress"), "tokenFile": shown.pop("controllerTokenFile")}
-        return {"node": shown.pop("node"), "controller": controller, **shown}
+        groups: dict[str, dict[str, Any]] = {}
+        for group, keys in _GROUPS.items():
+            groups[group] = {key: shown.pop(_joined(group, key)) for key in keys}
+        if not shown.pop("kubernetes"):
+            del groups["kubernetes"]
+        return {"node": shown.pop("node"), **groups, **shown}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +170,40 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "metricsAddress": _bind,
     "readyAddress": _bind,
 }
-_CONTROLLER_KEYS: dict[str, Callable[[object], Any]] = {"address": _address, "tokenFile": _path}
+_GROUPS: dict[str, dict[str, Callable[[object], Any]]] = {
+    "controller": {"address": _address, "tokenFile": _path, "rootFile": _path},
+    "kubernetes": {"cniBinDir": _path, "cniConfDir": _path, "cniStateDir": _path},
+}
+"""Keys that hold keys of their own."""
 
 
-def load(path: Path) -> Config:
-    """Read and check `path`; raise `ConfigError` with everything that is wrong."""
+def load(path: Path, *, node: str | None = None, controller: str | None = None) -> Config:
+    """Read and check `path`; raise `ConfigError` with everything that is wrong.
+
+    `node` and `controller` (an address), if given, take the place of what the file says: one file serves all nodes.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         remedy = "check the path given with --config and that it can be read"
         raise ConfigError([Problem(str(path), 1, "", f"cannot be read: {reason}", remedy)]) from error
-    return parse(str(path), text)
+    return parse(str(path), text, node=node, controller=controller)
 
 
-def parse(file: str, text: str) -> Config:
-    """Check `text`, which errors will say is `file`."""
-    return _Reading(file, text).config()
+def parse(file: str, text: str, *, node: str | None = None, controller: str | None = None) -> Config:
+    """Check `text`, which errors will say is `file`. See `load`."""
+    given: dict[str, Any] = {}
+    for option, key, value, read in (
+        ("--node", "node", node, _node),
+        ("--controller", "controllerAddress", controller, _address),
+    ):
+        if value is not None:
+            try:
+                given[key] = read(value)
+            except _Wrong as error:
+                raise ConfigError([Problem(option, 1, value[:200], error.message, error.remedy)]) from error
+    return _Reading(file, text).config(given)
 
 
 class _Reading:
@@ -189,7 +218,7 @@ class _Reading:
         shown = self._lines[line].rstrip() if line < len(self._lines) else ""
         self._problems.append(Problem(self._file, line + 1, shown[:200], message, remedy))
 
-    def config(self) -> Config:
+    def config(self, given: dict[str, Any]) -> Config:
         values: dict[str, Any] = {}
         try:
             root = yaml.compose(self._text, Loader=yaml.SafeLoader)
@@ -200,6 +229,7 @@ class _Reading:
             self._wrong(0, f"is not YAML: {error}", "save it as UTF-8 text without control characters")
         else:
             self._mapping(root, _KEYS, "", values)
+            values.update(given)
             for key, example in (
                 ("node", "node: <this host's name>"),
                 ("controllerAddress", "controller: {address: …}"),
@@ -223,10 +253,12 @@ class _Reading:
             if key in seen:
                 self._wrong(line, f"{name} is given twice", "keep one of the two lines")
             seen.add(key)
-            if not parent and key == "controller":
-                self._mapping(value_node, _CONTROLLER_KEYS, "controller", into)
+            if not parent and key in _GROUPS:
+                self._mapping(value_node, _GROUPS[key], key, into)
+                if key == "kubernetes":
+                    into[key] = True
             elif key not in keys:
-                known = sorted(keys) if parent else sorted([*keys, "controller"])
+                known = sorted(keys) if parent else sorted([*keys, *_GROUPS])
                 self._wrong(line, f"unknown key {name!r}", f"known keys: {', '.join(known)}")
             else:
                 self._value(name, value_node, keys[key], into)
@@ -235,14 +267,17 @@ class _Reading:
         loader = yaml.SafeLoader("")
         try:
             value = loader.construct_object(node, deep=True)
-            target = f"controller{name[11].upper()}{name[12:]}" if name.startswith("controller.") else name
-            into[target] = read(value)
+            into[_joined(*name.split("."))] = read(value)
         except _Wrong as error:
             self._wrong(node.start_mark.line, f"{name}: {error.message}, not {value!r:.80}", error.remedy)
         except yaml.YAMLError:
             self._wrong(node.start_mark.line, f"{name}: tag not allowed here", "write a plain value")
         finally:
             loader.dispose()
+
+
+def _joined(head: str, *rest: str) -> str:
+    return head + "".join(part[0].upper() + part[1:] for part in rest)
 
 
 def _snake(key: str) -> str:

@@ -101,6 +101,10 @@ class Namespaces:
             ) from error
         return made
 
+    async def raise_loopback(self, fd: int) -> None:
+        """Bring up `lo`, which captured connections go over."""
+        await thread.run(_raise_loopback, fd)
+
     def new_mark(self) -> int:
         """A random mark for the proxy's own sockets in one namespace."""
         from redirect.capture import new_mark
@@ -135,6 +139,13 @@ async def _on_thread(fd: int, mark: int, call: Callable[[Capture], _T]) -> _T:
         return await thread.run(call, Capture(f"/proc/self/fd/{fd}", mark))
     except CaptureError as error:
         raise CaptureFailed(str(error), "see the log; `nodectl capture --verify` shows what is there") from error
+
+
+def _raise_loopback(fd: int) -> None:
+    from redirect import routes
+
+    with inside(fd):
+        routes.raise_loopback()
 
 
 def _rendered(capture: Capture) -> list[str]:

@@ -23,6 +23,7 @@ from noded.control.enrolment import Enrolments
 from noded.control.failure import CannotRun
 from noded.control.files import private_directory
 from noded.control.keystore import KeyStore
+from noded.control.kubernetes import Kubernetes
 from noded.control.process import COMMAND
 from noded.control.records import Records
 from noded.control.state import State
@@ -42,18 +43,18 @@ async def run(config: Config, *, namespaces: Namespaces | None = None, command: 
     workloads, is ended and the workers drain.
     """
     private_directory(config.run_dir)
-    with _only_one(config.run_dir):
+    with only_one(config.run_dir):
         _raise_descriptor_limit()
         stop = _Stop(config.drain_seconds)
         namespaces = namespaces or Namespaces()
         await namespaces.check()
-        parts = _build(config, namespaces, command, stop)
+        parts, pods = _build(config, namespaces, command, stop)
         recalled = trio.Event()
         async with trio.open_nursery() as serving:
             _serve(serving, parts, recalled)
             async with trio.open_nursery() as taking:
                 taking.start_soon(stop.on_signal)
-                taking.start_soon(_take_up, parts, recalled)
+                taking.start_soon(_take_up, parts, pods, recalled)
                 await stop.requested.wait()
                 taking.cancel_scope.cancel()
             await _drain(parts, stop.seconds)
@@ -78,7 +79,9 @@ class _Stop:
                 self.requested.set()
 
 
-def _build(config: Config, namespaces: Namespaces, command: Sequence[str], stop: _Stop) -> Parts:
+def _build(
+    config: Config, namespaces: Namespaces, command: Sequence[str], stop: _Stop
+) -> tuple[Parts, Kubernetes | None]:
     version = _version()
     store = KeyStore(config.key_dir)
     state = State(config.state_dir)
@@ -94,8 +97,10 @@ def _build(config: Config, namespaces: Namespaces, command: Sequence[str], stop:
     records = Records(config.run_dir / "enrolments")
     enrolments = Enrolments(config.node, config.drain_seconds, records, namespaces, workers, certs, syncer)
     certs.adopt_node(config.node)
-    syncer.tie(certs, enrolments.workloads, enrolments.welcomed)
-    return Parts(config, version, time.time(), state, workers, certs, syncer, enrolments, telemetry, drain=stop.request)
+    pods = Kubernetes(config, enrolments, namespaces, lambda: syncer.status.connected) if config.kubernetes else None
+    syncer.tie(certs, enrolments.workloads, enrolments.welcomed, pods.assignments.assigned if pods else None)
+    parts = Parts(config, version, time.time(), state, workers, certs, syncer, enrolments, telemetry, stop.request)
+    return parts, pods
 
 
 def _serve(nursery: trio.Nursery, parts: Parts, recalled: trio.Event) -> None:
@@ -117,13 +122,16 @@ async def _sync(parts: Parts, recalled: trio.Event) -> None:
     await parts.syncer.run()
 
 
-async def _take_up(parts: Parts, recalled: trio.Event) -> None:
+async def _take_up(parts: Parts, pods: Kubernetes | None, recalled: trio.Event) -> None:
     await parts.enrolments.recall()
     recalled.set()
     if not await parts.workers.until_up(_START_SECONDS):
         _log.error("workers do not start; going on, they are tried again")
     await parts.enrolments.resume()
-    await parts.enrolments.watch()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parts.enrolments.watch)
+        if pods is not None:
+            nursery.start_soon(pods.run)
 
 
 async def _drain(parts: Parts, seconds: float) -> None:
@@ -135,7 +143,7 @@ async def _drain(parts: Parts, seconds: float) -> None:
 
 
 @contextmanager
-def _only_one(run_dir: Path) -> Iterator[None]:
+def only_one(run_dir: Path) -> Iterator[None]:
     """Two daemons in one `runDir` would take each other's workloads."""
     fd = os.open(run_dir / "noded.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -90,6 +90,10 @@ class Enrolments:
     def __len__(self) -> int:
         return len(self._locals)
 
+    def find(self, uid: str) -> Local | None:
+        """The workload, if it is one of this node's."""
+        return self._locals.get(uid)
+
     def workloads(self) -> tuple[Enrolment, ...]:
         """What the controller is to know of this node."""
         return tuple(local.record.workload for local in self._locals.values() if local.state is not State.DRAINING)
@@ -231,6 +235,12 @@ class Enrolments:
                 await self._namespaces.undo(local.netns, local.record.mark)
         finally:
             await self._forget(uid)
+
+    async def discard(self, uid: str) -> None:
+        """A workload's namespace is gone, or about to be: forget it now. Nothing happens if it isn't there."""
+        async with self._alone(uid):
+            if (local := self._locals.get(uid)) is not None:
+                await self._discard(local)
 
     async def _discard(self, local: Local) -> None:
         """Its namespace is gone. The rules stay with it: whatever still runs in there must not get out unseen."""

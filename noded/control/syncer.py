@@ -80,11 +80,13 @@ class Syncer:
         certs: Certificates,
         workloads: Callable[[], tuple[Enrolment, ...]],
         on_welcome: Callable[[dict[str, str]], None],
+        on_assign: Callable[[sync.Assign], None] | None = None,
     ) -> None:
         """`certs` ask through this object, and it connects with them. `workloads` is what the node has, for `Hello`;
-        `on_welcome` is told which of it the controller will not have, with reasons.
+        `on_welcome` is told which of it the controller will not have, with reasons; `on_assign` which pods it wants.
         """
         self.certs, self._workloads, self._on_welcome = certs, workloads, on_welcome
+        self.on_assign = on_assign
 
     @property
     def trust_domain(self) -> str:
@@ -173,7 +175,9 @@ class Syncer:
         except* (OSError, ssl.SSLError, trio.BrokenResourceError, Failure, _Ended) as group:
             # A controller set up anew, or one that has forgotten this node, can't be told from here; a token that was
             # put in place since the node joined says that the operator wants it to join again.
-            if not self.status.connected and self._has_new_token():
+            # A service account's token is always at hand.
+            away = group.split((trio.BrokenResourceError, ssl.SSLError, Failure, _Ended))[0] is None
+            if not self.status.connected and (self._has_new_token() or (self._by_service_account and not away)):
                 await self._join()
             raise _Ended(_reason(group)) from group
 
@@ -224,7 +228,13 @@ class Syncer:
 
     # Joining.
 
+    @property
+    def _by_service_account(self) -> bool:
+        return self._config.controller_root_file is not None
+
     def _has_new_token(self) -> bool:
+        if self._by_service_account:
+            return False
         try:
             return self._token().id != self._store.joined_with
         except Failure:
@@ -249,10 +259,26 @@ class Syncer:
             self._refused_token = joining
             _log.warning("new join token not accepted", extra={"token": joining, "reason": str(error)})
 
+    async def _proof(self) -> tuple[JoinToken, str]:
+        """What to join with, and the roots (PEM) under which the controller must be. Read anew: both change."""
+        roots, secret = self._config.controller_root_file, self._config.controller_token_file
+        if roots is None:
+            joining = self._token()
+            return joining, await controller_tls.find_root(self._config.controller_address, joining.root_sha256)
+        if secret is None:
+            raise Failure("controller.rootFile is set and controller.tokenFile is not", "name the token's file too")
+        try:
+            pem = await trio.Path(roots).read_text(encoding="ascii")
+        except (OSError, ValueError) as error:
+            raise Failure(
+                f"controller.rootFile {roots} cannot be read: {error}",
+                "the controller publishes it when it first starts: see its log",
+            ) from error
+        return JoinToken("service-account", "", token.read_service_account(secret)), pem
+
     async def _join(self) -> None:
         """Get the node's own certificate for the join token."""
-        joining = self._token()
-        root = await controller_tls.find_root(self._config.controller_address, joining.root_sha256)
+        joining, root = await self._proof()
         tls = controller_tls.context(root, None)
         stream, trust_domain = await controller_tls.connect(self._config.controller_address, tls, None)
         # The same key for each attempt: an answer that got lost must not cost another use of the token.
@@ -368,6 +394,8 @@ class _Session:
                     self._owner.certs.trust(roots)
                 case sync.Update() as update:
                     await self._owner.apply(self, update)
+                case sync.Assign() as assign if self._owner.on_assign is not None:
+                    self._owner.on_assign(assign)
                 case sync.Enrolled(request) | sync.Signed(request) | sync.Refused(request) as answer:
                     if request not in self._answers:
                         if isinstance(answer, sync.Refused) and request == 0:

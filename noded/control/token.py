@@ -13,11 +13,19 @@ _REMEDY = "make one with `meshctl token create` and put it into controller.token
 def read(path: Path) -> JoinToken:
     """Read the token in `path`; raise `Failure`, which never quotes the token."""
     try:
-        with path.open(encoding="ascii") as file:
-            text = file.read(8192).strip()
-    except (OSError, ValueError) as error:
-        raise Failure(f"join token file {path} cannot be read: {error}", _REMEDY) from error
-    try:
-        return JoinToken.parse(text)
+        return JoinToken.parse(_text(path, _REMEDY))
     except ValueError as error:
         raise Failure(f"{path} holds {error}", _REMEDY) from None
+
+
+def read_service_account(path: Path) -> str:
+    """The service account's token in `path`, as kubelet keeps it there: it changes every hour or so."""
+    return _text(path, "mount a projected service account token of audience nodemesh there")
+
+
+def _text(path: Path, remedy: str) -> str:
+    try:
+        with path.open(encoding="ascii") as file:
+            return file.read(8192).strip()
+    except (OSError, ValueError) as error:
+        raise Failure(f"token file {path} cannot be read: {error}", remedy) from error

@@ -1,0 +1,72 @@
+"""`noded --clean-up`: leave nothing of ours on this host. For uninstalling, when the daemon has stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import trio
+
+from noded.config import Config
+from noded.control.capture import Namespaces
+from noded.control.daemon import only_one
+from noded.control.failure import CannotRun, Failure
+from noded.control.files import private_directory
+from noded.control.kubernetes import installer
+from noded.control.records import Records
+
+_log = logging.getLogger(__name__)
+
+
+async def run(config: Config, pods: bool, *, namespaces: Namespaces | None = None) -> None:
+    """Remove the CNI plug-in, rules of the host, and `runDir`, `keyDir` and `stateDir`; with `pods` capture, too.
+
+    Workloads that stay captured are cut off, and only the end of their namespace frees them. All of it is tried,
+    whatever fails; `CannotRun` says then what is left. It may be repeated.
+    """
+    private_directory(config.run_dir)
+    left: list[str] = []
+    with only_one(config.run_dir):
+        if config.kubernetes:
+            try:
+                await trio.to_thread.run_sync(installer(config).uninstall)
+            except OSError as error:
+                left.append(f"the CNI plug-in ({error})")
+        if pods:
+            left += await _release(config, namespaces or Namespaces())
+        if not left:
+            for folder in (config.key_dir, config.state_dir, config.run_dir):
+                await trio.to_thread.run_sync(_remove, folder)
+    if left:
+        raise CannotRun(f"not removed: {'; '.join(left)}", "see what stands in the way, then run it again")
+    _log.info("cleaned up")
+
+
+async def _release(config: Config, namespaces: Namespaces) -> list[str]:
+    left = []
+    for record in Records(config.run_dir / "enrolments").load():
+        try:
+            fd = namespaces.open(record.netns)
+        except Failure:
+            continue  # it has ended, and its rules with it
+        try:
+            if namespaces.identify(fd) == record.namespace_id:
+                await namespaces.undo(fd, record.mark)
+        except Failure as error:
+            left.append(f"capture of {record.workload.uid} ({error})")
+        finally:
+            os.close(fd)
+    return left
+
+
+def _remove(folder: os.PathLike[str]) -> None:
+    """A folder and what is in it; of a mount, what is in it."""
+    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+        if entry.is_dir(follow_symlinks=False):
+            _remove(entry)
+        else:
+            os.unlink(entry)
+    try:
+        os.rmdir(folder)
+    except OSError:
+        pass
