@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,3 +135,23 @@ def test_down_leaves_nothing_even_after_everything_crashed(up: str) -> None:
     assert NAME not in mesh.names()
     assert NAME not in Path("/proc/mounts").read_text()
     assert "is not up" in typed("down", NAME).stderr
+
+
+@pytest.mark.parametrize("tool", ["testbed", "demo"])
+def test_ctrl_c_while_it_comes_up_takes_it_down_again_and_says_so(tool: str, tmp_path: Path) -> None:
+    name = f"i{os.getpid()}"
+    (tmp_path / "file.yaml").write_text(f"{{name: {name}, nodes: [node-a], pods: []}}")
+    words = {"testbed": ["up", str(tmp_path / "file.yaml")], "demo": ["-n", name]}[tool]
+    # A background job of a shell, which the tests may be, ignores the signal and would pass that on.
+    argv = ["env", "--default-signal=INT", sys.executable, "-P", "-m", tool, *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "network:" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert errors.splitlines()[-1].startswith(f"tools/{tool}: interrupted, ")
+    assert "Traceback" not in errors
+    assert process.returncode == 130
+    assert network.remaining(name) == []
+    assert name not in mesh.names()

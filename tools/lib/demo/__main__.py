@@ -45,6 +45,9 @@ def main() -> int:
     except (SpecError, TestbedError, NetworkError, ApiError, Unreachable) as error:
         print(f"tools/demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ntools/demo: interrupted, and taken down again", file=sys.stderr)
+        return 130
     return 1 if failed else 0
 
 

@@ -60,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         made = command(name, text)
         made.add_argument(subject)
         made.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD")
-    command("meshctl", "run meshctl on the controller's host").add_argument("argv", nargs=argparse.REMAINDER)
+    made = commands.add_parser(
+        "meshctl", help="run meshctl on the controller's host", parents=[chooser], add_help=False
+    )
+    made.add_argument("argv", nargs=argparse.REMAINDER)
     command("status", "what is up").add_argument("-o", dest="output", choices=("table", "json"), default="table")
     logs = command("logs", "a daemon's log, or a pod's program's")
     logs.add_argument("who", metavar="NODE|controller|POD")
@@ -71,9 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Options of `meshctl` are its own, also before its first word (`meshctl --version`)."""
+    parser = _parser()
+    options, unknown = parser.parse_known_args(argv)
+    if unknown and options.command != "meshctl":
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        options.argv = [*unknown, *options.argv]
+    return options
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one command; its exit code."""
-    options = _parser().parse_args(argv)
+    options = arguments(argv)
     name = getattr(options, "name", "")
     try:
         match options.command:
@@ -125,8 +139,10 @@ def _up(file: Path, name: str) -> int:
             )
         try:
             bed.up(text, file, lambda line: print(line, flush=True))
-        except BaseException:
+        except BaseException as error:
             mesh.down(bed.spec.name)
+            if isinstance(error, KeyboardInterrupt):
+                print(f"\ntools/testbed: interrupted, and '{bed.spec.name}' taken down again", file=sys.stderr)
             raise
     print(f"\n{render(status(bed))}\n\ntry: tools/testbed exec POD -- CMD, tools/testbed node NODE -- nodectl status")
     return 0
