@@ -15,7 +15,7 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time", "level", "logger", "message", ...}`; whatever was passed as `extra` becomes further fields."""
+    """`{"time", "level", "logger", "message", "pid", ...}`; whatever was passed as `extra` becomes further fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, no newline at its end."""
@@ -25,6 +25,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            "pid": record.process,
         }
         line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
         if record.exc_info:
@@ -43,5 +44,5 @@ def start(level: str) -> None:
 def set_level(level: str) -> None:
     """Change the level at run time."""
     logging.getLogger().setLevel(level.upper())
-    for noisy in ("pyroute2", "hypercorn"):
+    for noisy in ("pyroute2", "hypercorn", "hpack"):  # hpack would write whole header blocks
         logging.getLogger(noisy).setLevel(logging.WARNING)

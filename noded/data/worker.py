@@ -6,7 +6,6 @@ It ends when the link does: without the control process nobody would renew its c
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import resource
@@ -19,6 +18,7 @@ import trio
 
 from mesh.snapshot import SnapshotError
 from noded import link as messages
+from noded import logs
 from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
@@ -29,7 +29,6 @@ from noded.data.passthrough import Passthrough
 from noded.data.pool import Pool
 from noded.data.tunnel import TICK_SECONDS, Tunnel
 from noded.link import Link, ToControl, ToWorker
-from noded.sink import SinkHandler
 from noded.source_ports import SourcePorts
 
 LINK_FD = 3
@@ -82,7 +81,7 @@ class Worker:
             case messages.Query():
                 await self._link.send(messages.Answer(message.request, msgpack.packb(self._rows(message.what))))
             case messages.SetLogLevel():
-                logging.getLogger().setLevel(message.level.upper())
+                logs.set_level(message.level)
             case messages.Drain():
                 self._nursery.start_soon(self._drain, message.seconds)
             case _:
@@ -220,23 +219,6 @@ class Worker:
                 tracker.flush_log()
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "pid": record.process,
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-_JsonFormatter.converter = time.gmtime
-
-
 async def serve(sock: socket.socket) -> None:
     """Run a worker on its link until it ends."""
     link = Link(sock, receives=ToWorker, sends=ToControl)
@@ -248,7 +230,7 @@ async def serve(sock: socket.socket) -> None:
         assert isinstance(configure, messages.Configure)
         source_ports = SourcePorts(table, configure.index)
         os.close(table)
-        logging.getLogger().setLevel(configure.log_level.upper())
+        logs.set_level(configure.log_level)
         async with trio.open_nursery() as nursery:
             await Worker(link, configure, source_ports, nursery).run()
     except (BrokenPipeError, ConnectionResetError):
@@ -259,10 +241,7 @@ async def serve(sock: socket.socket) -> None:
 
 def main() -> None:
     """Entry point of the process."""
-    handler = SinkHandler(2)
-    handler.setFormatter(_JsonFormatter())
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-    logging.getLogger("hpack").setLevel(logging.INFO)  # its debug level writes whole header blocks
+    logs.start("info")
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.freeze()
