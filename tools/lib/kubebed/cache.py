@@ -38,10 +38,13 @@ _NODE_PACKAGES = (
 _NODE_HOOKS = (
     # Where other distributions have them, and what a CNI plug-in's installer mounts.
     'mkdir -p "$1/opt/cni/bin" "$1/etc/cni/net.d" && cp -L "$1"/usr/lib/cni/* "$1/opt/cni/bin/"',
-    'rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*',
+    'rm -rf "$1"/var/cache/* "$1"/var/lib/apt/lists/*',
 )
 _PYTHON_PACKAGES = ("iptables", "iproute2", "procps", "python3")
-_PYTHON_HOOKS = ('rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/* "$1"/var/log/*.log',)
+_PYTHON_HOOKS = (
+    'rm -rf "$1"/var/cache/* "$1"/var/lib/apt/lists/* "$1"/var/log/*.log',
+    'rm -rf "$1"/usr/lib/python3.11/test "$1"/usr/lib/python3.11/lib2to3 "$1"/usr/lib/python3.11/pydoc_data',
+)
 PAUSE, BUSYBOX, PYTHON = "localhost/pause:3", "localhost/busybox:1", "localhost/python:3"
 
 
@@ -69,18 +72,22 @@ class Cache:
     @property
     def node(self) -> Path:
         """A node's file system, as Debian packages make it."""
-        return self.root / f"node-{_key(_NODE_PACKAGES, _NODE_HOOKS)}"
+        return self.root / f"node-{_key(_NODE_PACKAGES, _NODE_HOOKS, debian.RECIPE)}"
 
     @property
     def python(self) -> Path:
         """The layer with Python on which the product's image stands."""
-        return self.root / f"python-{_key(_PYTHON_PACKAGES, _PYTHON_HOOKS)}.tar"
+        return self.root / f"python-{_key(_PYTHON_PACKAGES, _PYTHON_HOOKS, debian.RECIPE)}.tar"
 
     @property
     def images(self) -> Path:
         """Archives of the images that every node has."""
         sources = [(_SOURCES / name).read_bytes() for name in ("image.py",)]
         return self.root / f"images-{_key(self.node.name, self.python.name, PAUSE, BUSYBOX, PYTHON, sources)}"
+
+    def dependencies(self, requirements: list[str]) -> Path:
+        """The layer with what the project depends on."""
+        return self.root / f"dependencies-{_key(self.python.name, requirements)}.tar"
 
     def program(self, name: str) -> Path:
         """One of Kubernetes' programs, or etcd."""
@@ -93,7 +100,8 @@ class Cache:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def locked(root: Path) -> Iterator[None]:
+    """Be the only one who makes anything in the cache; waits for whoever is."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (root / "lock").open("w") as lock:
         try:
@@ -109,22 +117,22 @@ def build() -> Cache:
     cache = Cache(folder())
     if cache.complete:
         return cache
-    with _locked(cache.root):
+    with locked(cache.root):
         log = cache.root / "log"
         log.unlink(missing_ok=True)
         if not cache.node.exists():
-            with step("making a node's file system from Debian packages"), _making(cache.node) as target:
+            with step("making a node's file system from Debian packages"), making(cache.node) as target:
                 debian.root(target, list(_NODE_PACKAGES), log, hooks=list(_NODE_HOOKS))
         if not cache.python.exists():
-            with step("making an image's file system with Python"), _making(cache.python) as target:
+            with step("making an image's file system with Python"), making(cache.python) as target:
                 debian.root(target, list(_PYTHON_PACKAGES), log, hooks=list(_PYTHON_HOOKS))
         if not cache.images.exists():
-            with step("making images"), _making(cache.images) as target:
+            with step("making images"), making(cache.images) as target:
                 _images(cache, target)
         if not cache.kubernetes.exists():
             work = cache.root / f"work-{kubernetes.KEY}"
             work.mkdir(exist_ok=True)
-            with _making(cache.kubernetes) as target:
+            with making(cache.kubernetes) as target:
                 kubernetes.build(target, work)
                 _for_nodes(target)
             shutil.rmtree(work)
@@ -132,7 +140,7 @@ def build() -> Cache:
 
 
 @contextmanager
-def _making(target: Path) -> Iterator[Path]:
+def making(target: Path) -> Iterator[Path]:
     """A place to make something in, that gets its name when it is complete."""
     unfinished = target.with_name(f"unfinished.{target.name}")
     _remove(unfinished)

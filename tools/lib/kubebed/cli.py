@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
-from kubebed import cache, cluster, machine
+from kubebed import cache, cluster, machine, product
 from kubebed.cluster import Cluster, without_proxies
 from kubebed.errors import KubebedError
 from kubebed.status import render, status
@@ -78,6 +80,12 @@ def _use(bed: Cluster, options: argparse.Namespace) -> int:
             return _become(bed.kubectl_command(options.argv))
         case "node":
             return _become(bed.enter(options.node, _words(options.argv)))
+        case "image":
+            with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+                product.build(bed.cache, Path(archive.name))
+                with step("importing it on the nodes"):
+                    on = bed.load(Path(archive.name))
+            print(f"{product.reference()} is on {', '.join(on)}")
         case "stop-node":
             bed.stop_node(options.node)
         case "start-node":

@@ -52,7 +52,8 @@ def find(name: str = "") -> Cluster:
     if not name and len(there) > 1:
         raise KubebedError(f"several clusters are up ({', '.join(there)}): choose with -n NAME")
     if not there or (name and name not in there):
-        raise KubebedError(f"{f'cluster {name}' if name else 'no cluster'} is up; make one with: tools/kubebed up")
+        wanted = f"cluster {name} is not up" if name else "no cluster is up"
+        raise KubebedError(f"{wanted}; make one with: tools/kubebed up")
     folder = FOLDER / (name or there[0])
     try:
         facts = json.loads((folder / "spec.json").read_text())
@@ -158,35 +159,35 @@ class Cluster:
         host.stop()
         network.remove(self.spec.netns(host.node))
 
-    def load(self, image: Path) -> None:
-        """Import an image on every node that is on."""
-        self._on_each([host for host in self.hosts.values() if host.on], lambda host: host.load([image]))
+    def load(self, image: Path) -> list[str]:
+        """Import an image on every node that is on; their names."""
+        hosts = [host for host in self.hosts.values() if host.on]
+        self._on_each(hosts, lambda host: host.load([image]))
+        return [host.node.name for host in hosts]
 
     def _boot(self, host: Host, images: list[Path]) -> None:
         name = host.node.name
-        before = self._renewed(name)
+        _, before = self._readiness(name)
         host.boot()
         host.load(images)
         host.start_kubelet()
-        self.control.await_true(
-            name, lambda: self._renewed(name) not in ("", before) and self._node_ready(name), "be Ready"
-        )
+        self.control.await_true(name, lambda: self._ready_since(name, before), "be Ready")
         self.kubectl(
             "patch", "node", name, "-p", json.dumps({"spec": {"podCIDR": host.node.pods, "podCIDRs": [host.node.pods]}})
         )
 
-    def _renewed(self, name: str) -> str:
-        """When this node last said that it is alive; "" if never."""
-        with contextlib.suppress(KubebedError):
-            renewed: str = self.get("lease", "-n", "kube-node-lease", name)["spec"]["renewTime"]
-            return renewed
-        return ""
+    def _ready_since(self, name: str, before: str) -> bool:
+        """Whether it has said, after a heartbeat of `before`, that it is ready."""
+        status, heartbeat = self._readiness(name)
+        return status == "True" and heartbeat != before
 
-    def _node_ready(self, name: str) -> bool:
+    def _readiness(self, name: str) -> tuple[str, str]:
+        """The status of a node's Ready condition and the time of the heartbeat that said so."""
         with contextlib.suppress(KubebedError):
-            conditions = self.get("node", name)["status"].get("conditions", [])
-            return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-        return False
+            for condition in self.get("node", name)["status"].get("conditions", []):
+                if condition["type"] == "Ready":
+                    return condition["status"], condition["lastHeartbeatTime"]
+        return "Unknown", ""
 
     @staticmethod
     def _on_each(hosts: Iterable[Host], act: Callable[[Host], None]) -> None:

@@ -10,7 +10,14 @@ from kubebed.steps import run
 
 SUITE = "bookworm"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_DOCUMENTATION = ("doc", "man", "info", "locale", "lintian", "bug")
+_LEFT_OUT = (
+    *(f"/usr/share/{name}/*" for name in ("bug", "doc", "info", "lintian", "locale", "man", "zoneinfo/right")),
+    "/usr/lib/*-linux-gnu/gconv/*",
+)
+_MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
+"""Without it, the package that merges /bin into /usr comes along, with all of Perl: 50 MB."""
+RECIPE = (SUITE, _LEFT_OUT, _MERGED_USR)
+"""What besides its arguments decides what `root` makes."""
 
 
 def sources(kind: str) -> list[str]:
@@ -39,11 +46,11 @@ def _acquire_options() -> list[str]:
 def root(target: Path, packages: list[str], log: Path, *, hooks: list[str] | None = None) -> None:
     """Make a minimal Debian with these packages, as a folder, or as an archive if `target` ends in `.tar`.
 
-    `hooks` are shell commands run at the end; `$1` is the root. Documentation is left out.
+    `hooks` are shell commands run at the end; `$1` is the root. Documentation and the like is left out.
     """
     # Not "--mode=auto": as root, that is what it means, unless the mount that it tries first is forbidden.
-    command = ["mmdebstrap", "--quiet", "--variant=essential", "--mode=root", f"--include={','.join(packages)}"]
-    command += [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _DOCUMENTATION]
+    command = ["mmdebstrap", "--verbose", "--variant=essential", "--mode=root", f"--include={','.join(packages)}"]
+    command += [f"--hook-dir={_MERGED_USR}", *(f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT)]
     command += _acquire_options()
     command += [f"--customize-hook={hook}" for hook in hooks or []]
     run([*command, SUITE, target, *sources("deb")], log)

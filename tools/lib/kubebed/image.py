@@ -31,7 +31,7 @@ def layer(folder: Path, target: Path) -> None:
 def archive(
     target: Path, reference: str, layers: Sequence[Path], command: Sequence[str], architecture: str, version: str = ""
 ) -> None:
-    """Write an image that `ctr images import` knows as `reference`; `layers` are uncompressed archives, lowest first."""
+    """Write an image that `ctr images import` knows as `reference`; `layers`: uncompressed archives, lowest first."""
     descriptors = [_descriptor("application/vnd.oci.image.layer.v1.tar", *_digest(path)) for path in layers]
     config = {
         "created": _CREATED,

@@ -224,7 +224,10 @@ _KUBELET = {
     # No image is ever removed: it couldn't be pulled again.
     "imageGCHighThresholdPercent": 100,
     "imageGCLowThresholdPercent": 99,
-    "nodeStatusUpdateFrequency": "4s",
+    "nodeStatusUpdateFrequency": "1s",
+    "nodeStatusReportFrequency": "10s",
+    # A quarter of it passes between signs of life.
+    "nodeLeaseDurationSeconds": 16,
     "featureGates": {"BoundServiceAccountTokenVolume": True},
 }
 _KUBE_PROXY = {

@@ -62,6 +62,6 @@ def run(
     if done.returncode:
         with log.open("rb") as output:
             output.seek(began)
-            said = output.read().decode(errors="replace").splitlines()[-40:]
+            said = output.read().decode(errors="replace").splitlines()[-60:]
         shown = " ".join(map(str, argv))
         raise KubebedError("\n".join([f"{shown[:200]}: exit code {done.returncode}", *said, f"(all of it: {log})"]))
