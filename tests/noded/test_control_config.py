@@ -75,6 +75,22 @@ def test_a_file_that_is_not_there_is_reported_and_not_a_traceback(tmp_path: Path
 
 def test_what_the_api_shows_has_the_keys_of_the_file() -> None:
     shown = parse("noded.yaml", GOOD).as_json()
-    assert shown["controller"] == {"address": "172.30.0.254:15012", "tokenFile": "/etc/nodemesh/token"}
+    address, token = "172.30.0.254:15012", "/etc/nodemesh/token"
+    assert shown["controller"] == {"address": address, "tokenFile": token, "rootFile": None}
+    assert "kubernetes" not in shown
     assert shown["readyAddress"] == "0.0.0.0:15021"
     assert "controllerAddress" not in shown
+
+
+def test_one_file_serves_all_nodes_of_a_cluster() -> None:
+    text = GOOD + "kubernetes: {cniBinDir: /usr/lib/cni}\n"
+    config = parse("noded.yaml", text, node="node-b", controller="[fd00::1]:15012")
+    assert (config.node, config.controller_address) == ("node-b", ("fd00::1", 15012))
+    assert config.kubernetes
+    assert config.as_json()["kubernetes"] == {
+        "cniBinDir": "/usr/lib/cni",
+        "cniConfDir": "/etc/cni/net.d",
+        "cniStateDir": "/var/lib/cni/nodemesh",
+    }
+    with pytest.raises(ConfigError, match="--node:1: must be a node name"):
+        parse("noded.yaml", text, node="Node B")
