@@ -18,12 +18,13 @@ from starlette.routing import Route
 
 from controller import policy_check
 from controller.ca import Authority
-from controller.enrol import Enroller
 from controller.http import ON_ERROR, ApiError, Handler, answering, read_flag, read_json
+from controller.kubernetes.resources import ClusterResources
 from controller.link import LinkServer
 from controller.metrics import Metrics
 from controller.publish import Publisher
-from controller.resources import Rejected, Resources, shown
+from controller.register import Register
+from controller.resources import Elsewhere, Rejected, Resources, shown
 from controller.schema.manifests import KINDS, Kind, kind_named
 from controller.selector import SelectorError, parse_selector
 from controller.store import Store, Token
@@ -39,16 +40,19 @@ _DEFAULT_TTL = 3600
 class Api:
     """The handlers, over the controller's parts."""
 
-    store: Store
+    store: Store | None
+    """Of join tokens; None where nodes join otherwise."""
     authority: Authority
-    enroller: Enroller
-    resources: Resources
+    enroller: Register
+    resources: Resources | ClusterResources
     publisher: Publisher
     link: LinkServer
     telemetry: Telemetry
     metrics: Metrics
     clock: Callable[[], float]
     workload_hours: int
+    ready: Callable[[], bool]
+    """Whether nodes are served."""
 
     def application(self) -> Starlette:
         """All of it, for the unix socket."""
@@ -80,10 +84,15 @@ class Api:
         async def healthy(_request: Request) -> Response:
             return JSONResponse({"status": "ok"})
 
+        async def ready(_request: Request) -> Response:
+            if self.ready():
+                return JSONResponse({"status": "ok"})
+            raise ApiError(503, "not ready: the cluster was not read yet, or there is no CA", "see the log")
+
         async def metrics(_request: Request) -> Response:
             return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-        return [Route("/healthz", healthy), Route("/readyz", healthy), Route("/metrics", metrics)]
+        return [Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", metrics)]
 
     # Resources
 
@@ -198,6 +207,11 @@ class Api:
 
     # Joining
 
+    def _tokens_of(self) -> Store:
+        if self.store is None:
+            raise ApiError(409, "there are no join tokens on Kubernetes: nodes join by their noded pod's own token")
+        return self.store
+
     async def _make_token(self, request: Request) -> Any:
         body = await read_json(request, _MAX_BODY)
         known: dict[str, tuple[type, Any]] = {
@@ -219,15 +233,15 @@ class Api:
             text, stored = mint(**given, root_sha256=self.authority.root_sha256, now=self.clock())
         except TokenError as error:
             raise ApiError(400, str(error)) from error
-        self.store.add_token(stored)
+        self._tokens_of().add_token(stored)
         return {"token": text, "id": stored.id, "expires": stored.expires}
 
     async def _tokens(self, _request: Request) -> Any:
-        return [_shown_token(token) for token in self.store.tokens()]
+        return [_shown_token(token) for token in self._tokens_of().tokens()]
 
     async def _delete_token(self, request: Request) -> Any:
         identifier = request.path_params["id"]
-        if not self.store.delete_tokens([identifier]):
+        if not self._tokens_of().delete_tokens([identifier]):
             raise ApiError(404, f"no token {identifier}")
         return {"id": identifier, "result": "deleted"}
 
@@ -293,4 +307,9 @@ async def _on_rejected(_request: Request, error: Exception) -> Response:
     return JSONResponse({"errors": [asdict(problem) for problem in error.problems]}, 422)
 
 
-_HANDLERS = {**ON_ERROR, Rejected: _on_rejected}
+async def _on_elsewhere(_request: Request, error: Exception) -> Response:
+    body = {"message": "resources live in the Kubernetes API here", "remedy": f"use kubectl {error}"}
+    return JSONResponse({"error": body}, 409)
+
+
+_HANDLERS = {**ON_ERROR, Rejected: _on_rejected, Elsewhere: _on_elsewhere}

@@ -99,21 +99,25 @@ class Authority:
         self._chain: tuple[x509.Certificate, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path, trust_domain: str, now: float) -> Authority:
-        """Load the root from `folder`, or make it there. Raises `CaError`."""
+    def at(cls, folder: Path, trust_domain: str, now: float) -> Authority:
+        """One that is kept in a folder. Raises `CaError`."""
+        authority = cls(trust_domain)
+        authority.open(folder, now)
+        return authority
+
+    def open(self, folder: Path, now: float) -> None:
+        """Adopt what is in the folder, or make a root there. Raises `CaError`."""
         store = FolderCa(folder)
-        kept = store.read()
+        kept, others = store.read(), folder / "roots.pem"
         if kept is None:
-            made, others = new_material(trust_domain, now), folder / "roots.pem"
+            made = new_material(self.trust_domain, now)
             if others.exists():  # roots that the user wants trusted as well
                 made = replace(made, roots=made.roots + others.read_bytes())
             store.write(made, None)
             kept = made, store.version(made)
-        authority = cls(trust_domain)
-        authority.adopt(kept[0], store.where, now)
-        if not (folder / "roots.pem").exists() or (folder / "roots.pem").read_bytes() != kept[0].roots:
+        self.adopt(kept[0], store.where, now)
+        if not others.exists() or others.read_bytes() != kept[0].roots:
             store.write(*kept)
-        return authority
 
     def adopt(self, material: Material, where: str, now: float) -> bool:
         """Sign with this from now on; whether it is something else than before. Raises `CaError`, and stays as it was.

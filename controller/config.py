@@ -90,6 +90,10 @@ _Folder = Annotated[Path, BeforeValidator(_absolute)]
 class Config(Strict):
     """The controller's configuration. Keys in the file are in camelCase."""
 
+    store: Literal["sqlite", "kubernetes"] = "sqlite"
+    """Where resources, enrolments and the CA are: in `stateDir`, or in a cluster's API."""
+    kubeconfig: Annotated[Path | None, BeforeValidator(_absolute)] = None
+    """How to reach that cluster; left out: as the service account of the pod this runs in."""
     listen: _Listen = Address("0.0.0.0", 15012)
     """Where nodes connect."""
     advertise: Annotated[list[_Host], Field(min_length=1)] = Field(default=["127.0.0.1"])

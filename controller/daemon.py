@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 
 import trio
@@ -16,17 +17,15 @@ import trio
 from controller.api import Api
 from controller.ca import Authority
 from controller.config import Config
-from controller.enrol import Enroller
 from controller.http import serve
+from controller.kubernetes.home import ClusterHome
 from controller.link import LinkServer, ServerTls
 from controller.listeners import tcp_listener, unix_listener
 from controller.metrics import Metrics
+from controller.plain import PlainHome
 from controller.publish import Publisher
-from controller.resources import Resources
 from controller.session import Parts
-from controller.store import Store
 from controller.telemetry import Telemetry
-from controller.translate import world
 from mesh.model import MeshConfig
 
 _log = logging.getLogger(__name__)
@@ -48,44 +47,57 @@ class Daemon:
         self.config = config
         self.clock = time.time
         self.started = self.clock()
-        self.store = Store(config.state_dir)
-        self.authority = Authority.open(config.state_dir, config.trust_domain, self.clock())
-        mesh_config = MeshConfig(config.trust_domain, config.cluster, ranges=tuple(config.mesh_ranges))
-        self.enroller = Enroller(
-            self.store,
-            self.authority,
-            ranges=config.mesh_ranges,
-            service_ranges=config.service_range,
-            workload_life=timedelta(hours=config.workload_certificate_hours),
-            clock=self.clock,
-            connected=lambda node: self.link.connected(node),
-            changed=lambda: self.publisher.touch(),
-        )
-        self.resources = Resources(
-            self.store, config.service_range, clock=self.clock, changed=lambda: self.publisher.touch()
-        )
-        self.publisher = Publisher(lambda: world(self.resources.all(), self.enroller.enrolled), mesh_config)
+        self.ready = False
+        """Whether nodes are served."""
+        self.authority = Authority(config.trust_domain)
+        mesh_config = MeshConfig(config.trust_domain, config.cluster)
+        self.home: PlainHome | ClusterHome
+        if config.store == "kubernetes":
+            self.home = ClusterHome(
+                config,
+                self.authority,
+                clock=self.clock,
+                changed=lambda: self.publisher.touch(),
+                root_namespace=mesh_config.root_namespace,
+            )
+        else:
+            self.home = PlainHome(
+                config,
+                self.authority,
+                clock=self.clock,
+                connected=lambda node: self.link.connected(node),
+                changed=lambda: self.publisher.touch(),
+            )
+        self.publisher = Publisher(self.home.world, mesh_config, self.home.ranges)
         self.telemetry = Telemetry(self.clock)
+        register = self.home.register
         parts = Parts(
-            self.enroller, self.publisher, self.telemetry, lambda: self.authority.bundle, self.clock, SOFTWARE
+            register,
+            self.publisher,
+            self.telemetry,
+            lambda: self.authority.bundle,
+            self.clock,
+            SOFTWARE,
+            self.home.assigned,
         )
         self.link = LinkServer(parts, ServerTls(self.authority, config.advertise, self.clock))
         self.api = Api(
-            self.store,
+            self.home.store,
             self.authority,
-            self.enroller,
-            self.resources,
+            register,
+            self.home.resources,
             self.publisher,
             self.link,
             self.telemetry,
-            Metrics(self.authority, self.enroller, self.publisher, self.link, self.telemetry),
+            Metrics(self.authority, register, self.publisher, self.link, self.telemetry),
             self.clock,
             config.workload_certificate_hours,
+            lambda: self.ready,
         )
 
     def close(self) -> None:
         """Release what it holds."""
-        self.store.close()
+        self.home.close()
 
     async def run(self, *, task_status: trio.TaskStatus[Ports] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until SIGTERM or SIGINT; reports the TCP ports once everything listens.
@@ -103,14 +115,19 @@ class Daemon:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.publisher.run)
-                    nursery.start_soon(self.link.serve, link)
                     await nursery.start(serve, self.api.monitoring(), monitoring)
-                    await nursery.start(serve, self.api.application(), local)
-                    _log.info(
-                        "serving", extra={"listen": str(self.config.listen), "socket": str(path), "pid": os.getpid()}
-                    )
-                    task_status.started(ports)
+                    nursery.start_soon(self._serve, link, local, lambda: task_status.started(ports))
                     async for signum in signals:
                         _log.info("stopping", extra={"signal": signal.Signals(signum).name})
                         break
                     nursery.cancel_scope.cancel()
+
+    async def _serve(self, link: socket.socket, local: socket.socket, started: Callable[[], None]) -> None:
+        """Serve nodes and meshctl once there is something to serve them."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.home.run, self.publisher, lambda: self.link.statuses)
+            nursery.start_soon(self.link.serve, link)
+            await nursery.start(serve, self.api.application(), local)
+            self.ready = True
+            _log.info("serving", extra={"listen": str(self.config.listen), "pid": os.getpid()})
+            started()

@@ -12,6 +12,7 @@ from controller import logs
 from controller.ca import CaError
 from controller.config import ConfigError, load
 from controller.daemon import Daemon
+from controller.kubernetes.access import AccessError
 from controller.listeners import ListenError
 from controller.store import StoreError
 
@@ -32,7 +33,7 @@ def main(path: Path) -> None:
         config = load(path)
         logs.set_up(config.log_level)
         daemon = Daemon(config)
-    except (ConfigError, StoreError, CaError) as error:
+    except (ConfigError, StoreError, CaError, AccessError) as error:
         raise click.ClickException(str(error)) from error
     try:
         trio.run(daemon.run)

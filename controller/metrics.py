@@ -10,9 +10,9 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from controller.ca import Authority
-from controller.enrol import Enroller
 from controller.link import LinkServer
 from controller.publish import Publisher
+from controller.register import Register
 from controller.telemetry import Telemetry
 
 _PREFIX = "nodemesh_controller_"
@@ -22,7 +22,7 @@ class Metrics(Collector):
     """All of them; `text` is the exposition."""
 
     def __init__(
-        self, authority: Authority, enroller: Enroller, publisher: Publisher, link: LinkServer, telemetry: Telemetry
+        self, authority: Authority, enroller: Register, publisher: Publisher, link: LinkServer, telemetry: Telemetry
     ) -> None:
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {
             "nodes": ("Nodes that have joined.", lambda: len(enroller.nodes)),
@@ -36,7 +36,7 @@ class Metrics(Collector):
             "edges": ("Edges in memory.", lambda: len(telemetry)),
             "root_certificate_expiry_timestamp_seconds": (
                 "When the root in use ends.",
-                lambda: authority.roots[0].not_valid_after_utc.timestamp(),
+                lambda: authority.roots[0].not_valid_after_utc.timestamp() if authority.roots else 0.0,
             ),
         }
         self._counters: dict[str, tuple[str, Callable[[], float]]] = {

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import trio
 
@@ -31,8 +32,13 @@ Scoped = tuple[tuple[Policy, ...], tuple[PeerAuth, ...]]
 class Publisher:
     """Holds the current world. `run` must be running for `touch` to have an effect."""
 
-    def __init__(self, build: Callable[[], World], config: MeshConfig) -> None:
-        self._build, self.config = build, config
+    def __init__(
+        self,
+        build: Callable[[], World],
+        config: MeshConfig,
+        ranges: Callable[[], tuple[str, ...]] | None = None,
+    ) -> None:
+        self._build, self.config, self._ranges = build, config, ranges
         self.epoch = secrets.token_hex(8)
         self.revision = 0
         self.world = World()
@@ -73,6 +79,8 @@ class Publisher:
         self._dirty = trio.Event()
         covered = self.touches
         new, old = self._build(), self.world
+        if self._ranges is not None:
+            self.config = replace(self.config, ranges=self._ranges())
         self.revision += 1
         self.rebuilds += 1
         self._note("w:", old.workloads, new.workloads)

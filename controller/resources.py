@@ -28,6 +28,10 @@ class Rejected(Exception):
         self.problems = sorted(problems)
 
 
+class Elsewhere(Exception):
+    """Resources are not written here: they live in the Kubernetes API."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What became of one document."""

@@ -93,9 +93,10 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class ClusterNode:
-    """A Node."""
+    """A Node and the ranges of its pods' addresses, where the cluster gives them by node."""
 
     name: str
+    pod_ranges: tuple[str, ...]
     created: int
 
 
@@ -169,7 +170,9 @@ def namespace(body: Json) -> Namespace:
 
 def node(body: Json) -> ClusterNode:
     """Read a Node."""
-    return ClusterNode(body["metadata"]["name"], seconds(body["metadata"]))
+    spec = body.get("spec") or {}
+    ranges = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+    return ClusterNode(body["metadata"]["name"], tuple(ranges), seconds(body["metadata"]))
 
 
 def seconds(metadata: Json) -> int:

@@ -25,14 +25,32 @@ _CLOSED: dict[str, Json] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Condition:
+    """One status condition."""
+
+    kind: str
+    status: str
+    reason: str
+    message: str
+    observed: int
+    """The generation that it is about."""
+    turned: str = ""
+    """When `status` changed last, as Kubernetes writes it."""
+
+    @property
+    def said(self) -> tuple[str, str, str, int]:
+        """All but the time."""
+        return self.status, self.reason, self.message, self.observed
+
+
+@dataclass(frozen=True, slots=True)
 class Declared:
     """A resource, or what stands for one that makes no sense (None: nothing does); `problem` says what is wrong."""
 
     resource: Resource | None
     problem: str
     generation: int
-    conditions: tuple[tuple[str, str, str, str, int], ...]
-    """What its status says now: (type, status, reason, message, observedGeneration)."""
+    conditions: tuple[Condition, ...]
 
 
 def declared(kind: str) -> Callable[[Json], Declared]:
@@ -67,15 +85,15 @@ def _closed(kind: str, spec: Any) -> Json:
     return {**_CLOSED.get(kind, {}), **({"selector": {"matchLabels": dict(labels)}} if readable and labels else {})}
 
 
-def _conditions(body: Json) -> tuple[tuple[str, str, str, str, int], ...]:
-    found = (body.get("status") or {}).get("conditions") or ()
+def _conditions(body: Json) -> tuple[Condition, ...]:
     return tuple(
-        (
+        Condition(
             str(c.get("type")),
             str(c.get("status")),
             str(c.get("reason")),
             str(c.get("message")),
             int(c.get("observedGeneration") or 0),
+            str(c.get("lastTransitionTime") or ""),
         )
-        for c in found
+        for c in (body.get("status") or {}).get("conditions") or ()
     )

@@ -31,7 +31,8 @@ class Running:
             root_sha256=self.daemon.authority.root_sha256,
             now=self.daemon.clock(),
         )
-        self.daemon.store.add_token(stored)
+        assert self.daemon.home.store is not None
+        self.daemon.home.store.add_token(stored)
         return text
 
     async def join(self, node: str, *allow: str) -> Credential:

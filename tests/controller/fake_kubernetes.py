@@ -48,6 +48,7 @@ CLUSTERED = {"namespaces", "nodes"}
 class Failure(Exception):
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
+        self.code = code
         self.body = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
 
 
@@ -145,7 +146,7 @@ class FakeKubernetes:
                 return JSONResponse(self._review(await request.json()), 201)
             return await self._object(request, *self._parse(path))
         except Failure as failure:
-            return JSONResponse(failure.body, failure.body["code"])
+            return JSONResponse(failure.body, failure.code)
 
     def _parse(self, path: str) -> tuple[str, str, str, str]:
         """(collection, namespace, name, subresource)."""

@@ -18,38 +18,38 @@ DAY = timedelta(hours=24)
 
 
 def test_the_root_is_made_once(tmp_path: Path) -> None:
-    first = Authority.open(tmp_path, "cluster.local", NOW)
-    second = Authority.open(tmp_path, "cluster.local", NOW + 1e6)
+    first = Authority.at(tmp_path, "cluster.local", NOW)
+    second = Authority.at(tmp_path, "cluster.local", NOW + 1e6)
     assert first.bundle == second.bundle
     assert (tmp_path / "ca.pem").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "roots.pem").read_bytes() == first.bundle
 
 
 def test_a_root_of_another_trust_domain_is_refused(tmp_path: Path) -> None:
-    Authority.open(tmp_path, "cluster.local", NOW)
+    Authority.at(tmp_path, "cluster.local", NOW)
     with pytest.raises(CaError, match="not of trustDomain other"):
-        Authority.open(tmp_path, "other", NOW)
+        Authority.at(tmp_path, "other", NOW)
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish"])
 def test_a_damaged_root_is_not_silently_replaced(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "ca.pem").write_bytes(content)
     with pytest.raises(CaError, match="restore it"):
-        Authority.open(tmp_path, "cluster.local", NOW)
+        Authority.at(tmp_path, "cluster.local", NOW)
     assert (tmp_path / "ca.pem").read_bytes() == content
 
 
 def test_other_roots_in_the_bundle_stay_trusted(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
-    old = Authority.open(tmp_path / "old", "cluster.local", NOW)
+    old = Authority.at(tmp_path / "old", "cluster.local", NOW)
     (tmp_path / "roots.pem").write_bytes(old.bundle)
-    new = Authority.open(tmp_path, "cluster.local", NOW)
+    new = Authority.at(tmp_path, "cluster.local", NOW)
     assert new.roots == (new.roots[0], old.roots[0])
-    assert Authority.open(tmp_path, "cluster.local", NOW).roots == new.roots
+    assert Authority.at(tmp_path, "cluster.local", NOW).roots == new.roots
 
 
 def test_a_certificate_has_one_uri_and_nothing_of_the_csr_but_the_key(tmp_path: Path) -> None:
-    authority, key = Authority.open(tmp_path, "cluster.local", NOW), new_key()
+    authority, key = Authority.at(tmp_path, "cluster.local", NOW), new_key()
     csr = csr_for(key, uri="spiffe://cluster.local/ns/kube-system/sa/admin", name="admin")
     uri = "spiffe://cluster.local/ns/shop/sa/web"
     issued = authority.issue(uri, public_key_of(csr), DAY, NOW)
@@ -72,7 +72,7 @@ def test_a_certificate_has_one_uri_and_nothing_of_the_csr_but_the_key(tmp_path: 
 
 
 def test_a_certificate_never_outlives_the_root(tmp_path: Path) -> None:
-    authority = Authority.open(tmp_path, "cluster.local", NOW)
+    authority = Authority.at(tmp_path, "cluster.local", NOW)
     issued = authority.issue("spiffe://cluster.local/node/a", new_key().public_key(), timedelta(days=36500), NOW)
     assert issued.not_after == authority.roots[0].not_valid_after_utc.timestamp()
 

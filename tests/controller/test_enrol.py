@@ -24,7 +24,7 @@ class Yard:
         self.connected: set[str] = set()
         self.changes = 0
         self.store = Store(folder)
-        self.authority = Authority.open(folder, "cluster.local", self.now)
+        self.authority = Authority.at(folder, "cluster.local", self.now)
         self.enroller = self.open()
 
     def open(self) -> Enroller:

@@ -111,13 +111,13 @@ async def test_without_a_certificate_only_join_is_heard(controller: Running) -> 
         (answer,) = await receive(stream, Reader(FromController))
     assert isinstance(answer, Refused)
     assert "join first" in answer.reason
-    assert controller.daemon.enroller.nodes == {}
+    assert controller.daemon.home.register.nodes == {}
 
 
 async def test_a_certificate_of_another_root_is_not_accepted(controller: Running, tmp_path: Path) -> None:
     credential, key, now = await controller.join("node-a"), new_key(), controller.daemon.clock()
     (tmp_path / "other").mkdir()
-    other = Authority.open(tmp_path / "other", "cluster.local", now)
+    other = Authority.at(tmp_path / "other", "cluster.local", now)
     forged = other.issue("spiffe://cluster.local/node/node-a", key.public_key(), timedelta(1), now)
     answers: list[object] = []
     with suppress(trio.BrokenResourceError, ssl.SSLError):  # or a bare end of the stream
@@ -215,7 +215,7 @@ async def test_a_forgotten_node_is_disconnected_and_its_credential_refused(contr
     credential = await controller.join("node-a")
     async with connected(controller.port, credential) as node:
         await node.enrol(workload("web-1", "10.77.1.2"))
-        assert controller.daemon.enroller.forget("node-a")
+        assert controller.daemon.home.register.forget("node-a")
         controller.daemon.link.disconnect("node-a")
         with trio.fail_after(5):
             await node.closed.wait()
@@ -223,7 +223,7 @@ async def test_a_forgotten_node_is_disconnected_and_its_credential_refused(contr
         (answer,) = await receive(stream, Reader(FromController))
     assert isinstance(answer, Refused)
     assert "join again" in answer.reason
-    assert controller.daemon.enroller.enrolled == {}
+    assert controller.daemon.home.register.enrolled == {}
 
 
 async def test_a_renewed_node_certificate_works_and_so_does_the_old_one(controller: Running) -> None:
@@ -260,12 +260,12 @@ async def test_out_of_scope_enrolment_is_refused_and_the_rest_of_hello_taken(con
         assert "may not enrol shop/db" in welcome.refused["shop/db-1"]
         answer = await node.enrol(other)
         assert isinstance(answer, Refused)
-    assert list(controller.daemon.enroller.enrolled) == ["shop/web-1"]
+    assert list(controller.daemon.home.register.enrolled) == ["shop/web-1"]
 
 
 async def test_enrolled_is_answered_only_when_the_policies_were_acknowledged(controller: Running) -> None:
     """Otherwise there would be a moment in which the workload runs without them."""
-    controller.daemon.resources.apply([("p", _DENY_ALL)])
+    controller.daemon.home.resources.apply([("p", _DENY_ALL)])
     credential = await controller.join("node-a")
     async with connected(controller.port, credential, ack=False) as node:
         await first_update(node)
@@ -323,7 +323,7 @@ async def test_a_rejected_delta_is_followed_by_everything(controller: Running) -
     async with connected(controller.port, credential, ack=False) as node:
         await first_update(node)
         await node.send(Ack(node.updates[0].revision))
-        controller.daemon.resources.apply([("p", _DENY_ALL)])
+        controller.daemon.home.resources.apply([("p", _DENY_ALL)])
         delta = await node.until(lambda: len(node.updates) == 2 and node.updates[1])
         assert not delta.full
         await node.send(Nack(delta.revision, "does not fit"))
@@ -364,7 +364,7 @@ async def test_a_burst_of_changes_makes_few_updates(controller: Running) -> None
         async with trio.open_nursery() as nursery:
             for number in range(100):
                 nursery.start_soon(node.enrol, workload(f"web-{number}", f"10.77.1.{number + 1}"))
-        assert len(controller.daemon.enroller.enrolled) == 100
+        assert len(controller.daemon.home.register.enrolled) == 100
         assert len(node.updates) < 30
 
 

@@ -64,7 +64,7 @@ def test_what_noded_exports_is_described_with_its_type_and_labels() -> None:
 def test_what_the_controller_exports_is_described_with_its_type(tmp_path: Path) -> None:
     daemon = Daemon(Config.model_validate({"stateDir": str(tmp_path / "state"), "runDir": str(tmp_path)}))
     try:
-        parts = (daemon.authority, daemon.enroller, daemon.publisher, daemon.link, daemon.telemetry)
+        parts = (daemon.authority, daemon.home.register, daemon.publisher, daemon.link, daemon.telemetry)
         found = families(Metrics(*parts).text().decode())
     finally:
         daemon.close()

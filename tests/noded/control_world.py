@@ -109,7 +109,8 @@ meshRanges: [10.77.0.0/16]
         text, stored = tokens.mint(
             allow or ["shop/*"], node, 3600, -1, "", root_sha256=authority.root_sha256, now=time.time()
         )
-        self.controller.store.add_token(stored)
+        assert self.controller.home.store is not None
+        self.controller.home.store.add_token(stored)
         (self.folder / "token").write_text(text)
 
     @asynccontextmanager

@@ -26,7 +26,7 @@ class Signer:
 
     def __init__(self, folder: Path) -> None:
         self.now = 1_800_000_000.0
-        self.authority = Authority.open(folder, "cluster.local", self.now)
+        self.authority = Authority.at(folder, "cluster.local", self.now)
         self.identity = WEB
         self.away = False
         self.asked = 0
@@ -180,7 +180,7 @@ async def test_a_certificate_that_the_new_roots_did_not_sign_is_renewed_at_once(
     old = await certs.fetch("shop/web")
     overlap = signer.authority.bundle
     (tmp_path / "anew").mkdir()
-    signer.authority = Authority.open(tmp_path / "anew", "cluster.local", signer.now)
+    signer.authority = Authority.at(tmp_path / "anew", "cluster.local", signer.now)
     certs.trust(overlap + signer.authority.bundle)
     await let_it_run(certs)
     assert certs.get("shop/web") == old  # while both roots are trusted there is no hurry

@@ -31,7 +31,7 @@ async def test_a_new_node_joins_and_takes_a_workload_into_the_mesh(mesh: World) 
             row = response.json()
             assert (row["uid"], row["state"], row["certificate"]) == ("shop/web", "ready", "valid")
             assert row["addresses"] == ["10.77.0.1"]
-            assert mesh.controller.enroller.enrolled["shop/web"].node == "node-a"
+            assert mesh.controller.home.register.enrolled["shop/web"].node == "node-a"
             told = await mesh.told()
             assert [(t["worker"], t["workload"], t["fds"], t["labels"]) for t in told] == [
                 (0, "shop/web", 4, {"app": "web"}),
@@ -80,7 +80,7 @@ async def test_other_labels_reach_controller_and_workers_without_new_listeners(m
             told = await mesh.told()
             assert [(t["labels"], t["fds"]) for t in told] == [({"version": "v2"}, 4)] * 2
             assert {t["mark"] for t in told} == marks
-            assert mesh.controller.enroller.enrolled["shop/web"].workload.labels == {"version": "v2"}
+            assert mesh.controller.home.register.enrolled["shop/web"].workload.labels == {"version": "v2"}
 
 
 async def test_what_its_token_does_not_allow_is_refused_and_leaves_nothing(mesh: World) -> None:
@@ -107,7 +107,7 @@ async def test_a_failure_of_the_last_step_undoes_the_others(mesh: World) -> None
             assert [step for step, _ in mesh.namespaces.log] == ["undo"]
             assert not (mesh.config.key_dir / "shop~web.pem").exists()
             assert list((mesh.config.run_dir / "enrolments").iterdir()) == []
-            await eventually(lambda: "shop/web" not in mesh.controller.enroller.enrolled)
+            await eventually(lambda: "shop/web" not in mesh.controller.home.register.enrolled)
 
 
 async def test_removing_undoes_everything_in_order(mesh: World) -> None:
@@ -121,7 +121,7 @@ async def test_removing_undoes_everything_in_order(mesh: World) -> None:
             assert await mesh.told() == []
             assert not (mesh.config.key_dir / "shop~web.pem").exists()
             assert (await mesh.api.delete("/workloads/shop/web")).status_code == 404
-            await eventually(lambda: "shop/web" not in mesh.controller.enroller.enrolled)
+            await eventually(lambda: "shop/web" not in mesh.controller.home.register.enrolled)
 
 
 async def test_after_a_crash_and_without_the_controller_everything_comes_back(mesh: World) -> None:
@@ -150,7 +150,7 @@ async def test_after_a_crash_and_without_the_controller_everything_comes_back(me
         async with mesh.controlled():
             await mesh.connected()
             assert (await mesh.enrol("api")).status_code == 200
-            assert set(mesh.controller.enroller.enrolled) == {"shop/web", "shop/api"}
+            assert set(mesh.controller.home.register.enrolled) == {"shop/web", "shop/api"}
 
 
 async def test_a_replaced_worker_gets_all_that_the_one_before_had(mesh: World) -> None:
@@ -204,7 +204,7 @@ async def test_a_namespace_that_vanished_while_the_daemon_was_away_is_withdrawn(
         async with mesh.node():
             await mesh.connected()
             assert (await mesh.get("/workloads"))["items"] == []
-            assert mesh.controller.enroller.enrolled == {}
+            assert mesh.controller.home.register.enrolled == {}
             assert list(mesh.config.key_dir.glob("*~*")) == []
 
 

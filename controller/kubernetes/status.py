@@ -1,0 +1,104 @@
+"""Status conditions of our resources, written by the leader.
+
+`Accepted`: whether the resource makes sense. `Programmed`: whether all nodes that are connected to the leader have
+acknowledged it. Condition fields as in Kubernetes' API conventions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import trio
+
+from controller.kubernetes.client import Client, ClusterError
+from controller.kubernetes.cluster import OURS, PLURALS, Cluster
+from controller.kubernetes.policies import Condition, Declared
+from controller.publish import Publisher
+from controller.session import NodeStatus
+
+_log = logging.getLogger(__name__)
+_MAX_MESSAGE = 1024
+_AGAIN_SECONDS = 1.0
+
+
+class StatusWriter:
+    """Compares what the conditions are with what they should be, at each change, and writes the difference."""
+
+    def __init__(
+        self,
+        client: Client,
+        cluster: Cluster,
+        publisher: Publisher,
+        nodes: Callable[[], Mapping[str, NodeStatus]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._client, self._cluster, self._publisher = client, cluster, publisher
+        self._nodes, self._clock = nodes, clock
+        self._since: dict[tuple[str, str, int], int] = {}
+        """The first revision that holds a resource's generation, by (kind, key, generation)."""
+
+    async def run(self) -> NoReturn:
+        """Write until cancelled."""
+        while True:
+            changed = self._cluster.declared_changed
+            await self._publisher.settled()
+            if await self._all():
+                await changed.wait()
+            else:
+                with trio.move_on_after(_AGAIN_SECONDS):
+                    await changed.wait()
+
+    async def _all(self) -> bool:
+        """Write what is to be written; whether nothing is pending."""
+        done, known = True, self._since
+        self._since = {}
+        for kind, mirror in self._cluster.declared.items():
+            for key, entry in list(mirror.objects.items()):
+                mark = (kind, key, entry.generation)
+                since = self._since[mark] = known.get(mark, self._publisher.revision)
+                wanted = self._wanted(entry, since)
+                done = done and wanted[1].status != "Unknown"
+                if {c.kind: c.said for c in entry.conditions} != {c.kind: c.said for c in wanted}:
+                    done = await self._write(kind, key, entry, wanted) and done
+        return done
+
+    def _wanted(self, entry: Declared, since: int) -> tuple[Condition, Condition]:
+        of = entry.generation
+        if entry.problem:
+            closed = "; what it selects is closed" if entry.resource is not None else ""
+            accepted = Condition("Accepted", "False", "Invalid", (entry.problem + closed)[:_MAX_MESSAGE], of)
+            return accepted, Condition("Programmed", "False", "Invalid", "the nodes are not told of it as it is", of)
+        accepted = Condition("Accepted", "True", "Valid", "", of)
+        waiting = [name for name, n in self._nodes().items() if n.connected and (n.acked is None or n.acked < since)]
+        if waiting:
+            return accepted, Condition("Programmed", "Unknown", "Pending", "nodes have not acknowledged it yet", of)
+        return accepted, Condition("Programmed", "True", "Acknowledged", "", of)
+
+    async def _write(self, kind: str, key: str, entry: Declared, wanted: tuple[Condition, ...]) -> bool:
+        namespace, _, name = key.partition("/")
+        now = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        before = {c.kind: c for c in entry.conditions}
+        body = []
+        for condition in wanted:
+            same = before.get(condition.kind)
+            turned = same.turned if same is not None and same.status == condition.status else now
+            body.append(
+                {
+                    "type": condition.kind,
+                    "status": condition.status,
+                    "reason": condition.reason,
+                    "message": condition.message,
+                    "observedGeneration": condition.observed,
+                    "lastTransitionTime": turned or now,
+                }
+            )
+        path = f"{OURS}/namespaces/{namespace}/{PLURALS[kind]}/{name}/status"
+        try:
+            await self._client.merge(path, {"status": {"conditions": body}})
+        except ClusterError as error:
+            _log.warning("cannot write a status", extra={"kind": kind, "resource": key, "reason": str(error)})
+            return False
+        return True
