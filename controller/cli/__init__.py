@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import click
+from pathlib import Path
 
-from controller.cli import access, analyze, completion, describing, looking, resources
+import click
+from click.core import ParameterSource
+
+from controller.cli import access, analyze, check, completion, describing, install, looking, relay, resources
 from controller.cli.client import SOCKET, SOCKET_VARIABLE, Client
+from controller.cli.cluster import ClusterClient, Target
 from controller.cli.terminal import run
 from mesh.present.options import examples
 
@@ -25,15 +29,25 @@ from mesh.present.options import examples
     show_envvar=True,
     help="Where mesh-controller listens.",
 )
+@click.option("--kubeconfig", metavar="FILE", help="The mesh on this cluster.  [default: $KUBECONFIG, ~/.kube/config]")
+@click.option("--context", "kube_context", metavar="NAME", help="Of the kubeconfig.  [default: its current one]")
 @click.version_option(package_name="nodemesh", prog_name="meshctl")
 @click.pass_context
-def cli(context: click.Context, socket: str) -> None:
+def cli(context: click.Context, socket: str, kubeconfig: str | None, kube_context: str | None) -> None:
     """Say what the mesh should be, and see what it is.
+
+    Which mesh: that of --socket; else that of --kubeconfig or --context; else the one of this host, if mesh-controller
+    listens on it; else the one of the current cluster.
 
     Exits 0 when all is well, 1 when the answer is no or something failed, 2 when the command makes no sense,
     3 when mesh-controller does not answer.
     """
-    context.obj = Client(socket)
+    target = Target(kubeconfig or "", kube_context or "")
+    stated = context.get_parameter_source("socket") is not ParameterSource.DEFAULT
+    if stated and (kubeconfig or kube_context):
+        raise click.UsageError("--socket names one mesh, --kubeconfig and --context another")
+    here = stated or (not (kubeconfig or kube_context) and Path(socket).exists())
+    context.obj = Client(socket) if here or not target.stated() else ClusterClient(target)
 
 
 for _command in (
@@ -48,8 +62,13 @@ for _command in (
     looking.policy,
     looking.ca,
     analyze.analyze,
+    install.install,
+    install.upgrade,
+    install.uninstall,
+    check.check,
     access.token,
     access.node,
+    relay.relay,
     completion.completion,
 ):
     cli.add_command(_command)

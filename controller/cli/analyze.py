@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from controller.cli import manifests
 from controller.cli.client import Client
+from controller.cli.cluster import ClusterClient
+from controller.cli.kinds import PLURALS
 from controller.cli.terminal import show
-from mesh.present.failure import Exit
+from mesh.present.failure import Exit, Failure
 from mesh.present.options import examples, output_options
 from mesh.present.table import Look, clean, paint
 from mesh.present.units import count
@@ -18,10 +21,26 @@ from mesh.present.units import count
 if TYPE_CHECKING:
     from controller.cli.inventory import Found, Objects
     from controller.schema.problem import Problem
-    from mesh.analyze import Finding, Ref
+    from mesh.analyze import Finding, Inventory, Ref
     from mesh.present.table import Row
 
-_STORED = ("services", "workloads", "authorizationpolicies", "peerauthentications")
+_COLLECTIONS = (
+    "/api/v1/namespaces",
+    "/api/v1/serviceaccounts",
+    "/api/v1/services",
+    "/api/v1/pods",
+    "/apis/apps/v1/deployments",
+    "/apis/apps/v1/statefulsets",
+    "/apis/apps/v1/daemonsets",
+    "/apis/apps/v1/replicasets",
+    "/apis/batch/v1/jobs",
+    "/apis/nodemesh.dev/v1alpha1/workloads",
+    "/apis/security.istio.io/v1beta1/authorizationpolicies",
+    "/apis/security.istio.io/v1beta1/peerauthentications",
+    "/apis/nodemesh.dev/v1alpha1/authorizationpolicies",
+    "/apis/nodemesh.dev/v1alpha1/peerauthentications",
+)
+"""What is looked at on a cluster; those it does not have are empty."""
 
 
 @examples(
@@ -63,7 +82,7 @@ def analyze(
         objects.add(found)
     objects.add_files(manifests.read(files))
     if trust_domain:
-        known = _with_trust_domain(known, trust_domain)
+        known = replace(known, trust_domain=trust_domain)
     inventory = objects.inventory(known)
     rows = [_problem_row(ref, problem) for ref, problem in objects.problems]
     rows += [_row(objects, finding) for finding in findings_of(inventory)]
@@ -77,28 +96,32 @@ def analyze(
         context.exit(Exit.FAILED)
 
 
-def _with_trust_domain(known: Any, trust_domain: str) -> Any:
-    from dataclasses import replace
-
-    return replace(known, trust_domain=trust_domain)
-
-
-def _live(client: Client) -> tuple[Iterator[Found], Any]:
+def _live(client: Client) -> tuple[Iterable[Found], Inventory]:
     """All there is: from the cluster's API, or from the controller where it keeps the resources itself."""
     from controller.cli.inventory import Found
     from mesh.analyze import Inventory
 
-    stored = [row for kind in _STORED for row in client.get(f"/v1/resources/{kind}")["items"]]
+    if isinstance(client, ClusterClient):
+        found = [Found(value) for path in _COLLECTIONS for value in client.cluster.items(path)]
+        known = Inventory(complete=True)
+        try:
+            return found, replace(known, trust_domain=_trust_domain(client), plaintext=_plaintext(client))
+        except Failure as failure:
+            click.echo(f"who connects in plaintext, and the trust domain, are not known: {failure.message}", err=True)
+            return found, known
+    stored = [row for kind in PLURALS.values() for row in client.get(f"/v1/resources/{kind}")["items"]]
     declared = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in stored if r["kind"] == "Workload"}
     enrolled = [
         _enrolled(row)
         for row in client.get("/v1/workloads")["items"]
         if (row.get("namespace"), row.get("name")) not in declared
     ]
-    known = Inventory(
-        trust_domain=client.get("/v1/ca").get("trust_domain"), plaintext=_plaintext(client), complete=True
-    )
-    return (Found(value) for value in (*stored, *enrolled)), known
+    known = Inventory(trust_domain=_trust_domain(client), plaintext=_plaintext(client), complete=True)
+    return [Found(value) for value in (*stored, *enrolled)], known
+
+
+def _trust_domain(client: Client) -> str | None:
+    return client.get("/v1/ca").get("trust_domain") or None
 
 
 def _enrolled(row: Row) -> dict[str, Any]:

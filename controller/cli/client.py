@@ -44,20 +44,21 @@ class Client:
         patience: float | None = None,
     ) -> Any:
         """The JSON answer to any request; `doing` is what the terminal shows meanwhile."""
-        response = self._request(method, path, doing, query or {}, body, patience or self._patience)
-        return read_answer(response.content, f"{method} {path}", "mesh-controller", self._path)
+        with progress(doing):
+            status, content = self.request(method, path, query or {}, body, patience or self._patience)
+        if not 200 <= status < 300:
+            raise refused(status, content)
+        return read_answer(content, f"{method} {path}", "mesh-controller", self._path)
 
-    def _request(
-        self, method: str, path: str, doing: str, query: dict[str, str], body: object, patience: float
-    ) -> httpx.Response:
+    def request(
+        self, method: str, path: str, query: dict[str, str], body: object, patience: float
+    ) -> tuple[int, bytes]:
+        """The status and the body of the answer, whatever it says."""
         import httpx
 
         try:
-            with progress(doing):
-                response = self._http.request(method, path, params=query, json=body, timeout=patience)
+            response = self._http.request(method, path, params=query, json=body, timeout=patience)
         except httpx.TransportError as error:
             cause = None if isinstance(error, httpx.TimeoutException) else error
             raise unreachable("mesh-controller", self._path, SOCKET_VARIABLE, cause) from None
-        if not response.is_success:
-            raise refused(response.status_code, response.content)
-        return response
+        return response.status_code, response.content

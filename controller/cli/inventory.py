@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,10 +78,11 @@ class Objects:
         Resources that are not valid are left out, and are among `problems` afterwards.
         """
         policies = self._policies()
+        uids = {dig(f.value, "metadata.uid") for f in self.found.values()}
         namespaces = {f.ref.name: _labels(f.value, "metadata") for f in self._of("Namespace")}
         accounts = frozenset(f"{f.ref.namespace}/{f.ref.name}" for f in self._of("ServiceAccount"))
         return Inventory(
-            pods=tuple(pods for f in self.found.values() if (pods := _pods(f)) is not None),
+            pods=tuple(pods for f in self.found.values() if (pods := _pods(f, uids)) is not None),
             services=tuple(service for f in self._of("Service") if (service := _service(f)) is not None),
             policies=policies.policies,
             peer_auths=policies.peer_auths,
@@ -142,8 +143,8 @@ def _list(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
-def _pods(found: Found) -> Pods | None:
-    """The pods of a workload of any kind; None for what is none, and for pods that have ended."""
+def _pods(found: Found, known: Container[Any]) -> Pods | None:
+    """The pods of a workload of any kind, whose owner may be among the known; None for what is none, or has ended."""
     value, kind = found.value, found.ref.kind
     if kind == "Workload":
         account = dig(value, "spec.serviceAccount") or "default"
@@ -160,6 +161,7 @@ def _pods(found: Found) -> Pods | None:
         {p["containerPort"]: str(p.get("name") or "") for p in ports if isinstance(p.get("containerPort"), int)},
         dig(template, "spec.hostNetwork") is True,
         kind in _TEMPLATES,
+        any(owner.get("uid") in known for owner in _list(dig(value, "metadata.ownerReferences"))),
     )
 
 

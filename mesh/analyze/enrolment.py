@@ -16,6 +16,8 @@ def enrolment(inventory: Inventory) -> Iterator[Finding]:
     for name, labels in sorted((inventory.namespaces or {}).items()):
         yield from _mode(Ref("Namespace", "", name), labels.get(MODE_LABEL), ("metadata", "labels", MODE_LABEL))
     for pods in inventory.pods:
+        if pods.owned:
+            continue
         own: Path = ("metadata", "labels", MODE_LABEL)
         path = ("spec", "template", *own) if pods.template else own
         mode = pods.labels.get(MODE_LABEL)

@@ -24,6 +24,8 @@ class Pods:
     host_network: bool = False
     template: bool = False
     """`ref` makes the pods, its `spec.template` describes them."""
+    owned: bool = False
+    """Made by something else that is known: what is wrong with it is wrong there."""
 
 
 @dataclass(frozen=True, slots=True)
