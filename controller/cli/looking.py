@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -18,7 +19,19 @@ from mesh.present.table import Look, Output, Row, dig, fields
 from mesh.present.units import count
 from mesh.present.watch import Watch
 
-_NAMESPACE = click.option("-n", "--namespace", help="Only this one; all by default.")
+
+def _namespace(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--namespace`, and `--all-namespaces` for those whom kubectl taught to ask for all."""
+
+    @click.option("-n", "--namespace", help="Only this one.")
+    @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="All; the default.")
+    @functools.wraps(command)
+    def within(*args: Any, namespace: str | None, everywhere: bool, **options: Any) -> None:
+        if namespace and everywhere:
+            raise click.UsageError("-n and -A contradict each other")
+        command(*args, namespace=namespace, **options)
+
+    return within
 
 
 @examples("meshctl nodes", "meshctl nodes -o wide")
@@ -33,7 +46,7 @@ def nodes(client: Client, look: Look) -> None:
 
 @examples("meshctl workloads", "meshctl workloads -n shop -o wide")
 @click.command()
-@_NAMESPACE
+@_namespace
 @output_options
 @click.pass_obj
 def workloads(client: Client, look: Look, namespace: str | None) -> None:
@@ -43,7 +56,7 @@ def workloads(client: Client, look: Look, namespace: str | None) -> None:
 
 @examples("meshctl services", "meshctl services -n shop -o wide")
 @click.command()
-@_NAMESPACE
+@_namespace
 @output_options
 @click.pass_obj
 def services(client: Client, look: Look, namespace: str | None) -> None:
@@ -63,7 +76,7 @@ def _within(answer: Any, namespace: str | None) -> Any:
     "meshctl edges -o json | jq '.items[] | select(.denied > 0)'",
 )
 @click.command()
-@_NAMESPACE
+@_namespace
 @watch_options
 @output_options
 @click.pass_obj
@@ -77,13 +90,19 @@ def edges(client: Client, look: Look, namespace: str | None, watching: bool, int
     def fetch() -> Sequence[Row]:
         items: list[Row] = client.get("/v1/edges")["items"]
         sides = ("source.namespace", "destination.namespace")
-        return [row for row in items if namespace is None or namespace in [dig(row, side) for side in sides]]
+        wanted = [row for row in items if namespace is None or namespace in [dig(row, side) for side in sides]]
+        return sorted(wanted, key=_edge_place)
 
     if not watching:
         show(look, {"items": fetch()}, columns.EDGES, empty="No connection seen since the controller started.")
         return
     view = Watch.of(look, (*columns.EDGES, *mesh_columns.RATES), _edge_key, rates=("received", "sent"))
     watch(fetch, view, interval=interval, title="meshctl edges" + (f" -n {namespace}" if namespace else ""))
+
+
+def _edge_place(row: Row) -> tuple[str | bool, ...]:
+    ends = columns.party(row.get("source")), columns.party(row.get("destination")), str(row.get("service"))
+    return (*ends, row.get("reporter") != "source", str(row.get("security")), str(row.get("flags")))
 
 
 def _edge_key(row: Row) -> tuple[str, ...]:

@@ -278,6 +278,26 @@ def test_edges_show_who_talks_to_whom(meshctl: Meshctl) -> None:
     assert meshctl("edges", "-n", "other").out == ""
 
 
+def test_edges_come_in_order_with_the_sources_view_first(meshctl: Meshctl) -> None:
+    def edge(source: str, reporter: str, flags: str = "-") -> Any:
+        return {**EDGE, "source": {**EDGE["source"], "workload": source}, "reporter": reporter, "flags": flags}  # type: ignore[dict-item]
+
+    order = [edge("a", "source"), edge("a", "source", "RBAC"), edge("a", "destination"), edge("b", "source")]
+    meshctl.api.answers["GET /v1/edges"] = {"items": order[::-1]}
+    assert json.loads(meshctl("edges", "-o", "json").out)["items"] == order
+
+
+@pytest.mark.parametrize("command", ["workloads", "services", "edges"])
+def test_all_namespaces_may_be_asked_for_though_it_is_the_default(meshctl: Meshctl, command: str) -> None:
+    everywhere = meshctl(command).out
+    assert everywhere
+    assert meshctl(command, "-A").out == everywhere
+    assert meshctl(command, "--all-namespaces").out == everywhere
+    both = meshctl(command, "-A", "-n", "shop")
+    assert both.status == 2
+    assert "-n and -A contradict each other" in both.err
+
+
 def test_watching_edges_prints_the_ones_that_changed(meshctl: Meshctl) -> None:
     looks: list[Any] = [[EDGE], [EDGE], [{**EDGE, "denied": 3}]]
 
