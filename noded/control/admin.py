@@ -61,7 +61,7 @@ def metrics_application(parts: Parts) -> Starlette:
 
 
 def ready_application(parts: Parts) -> Starlette:
-    """What `readyAddress` serves: 200 when the workers run and have a snapshot, else 503 and why not."""
+    """What `readyAddress` serves: whether the workers run and have a snapshot, else 503 and why not; and that we live."""
 
     async def ready(_request: Request) -> Response:
         if parts.workers.draining:
@@ -72,7 +72,10 @@ def ready_application(parts: Parts) -> Starlette:
             return PlainTextResponse("no snapshot was applied yet\n", 503)
         return PlainTextResponse("ready\n")
 
-    return Starlette(routes=[Route("/healthz/ready", ready)])
+    async def live(_request: Request) -> Response:
+        return PlainTextResponse("live\n")
+
+    return Starlette(routes=[Route("/healthz/ready", ready), Route("/healthz/live", live)])
 
 
 async def serve_unix(application: Starlette, path: Path) -> None:
