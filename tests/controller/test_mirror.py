@@ -30,7 +30,7 @@ async def client(cluster: FakeKubernetes) -> AsyncIterator[Client]:
 
 async def until(true: Callable[[], Any]) -> None:
     with trio.fail_after(10):
-        while not true():
+        while not true():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 

@@ -1,0 +1,355 @@
+"""The controller on a (fake) cluster, with nodes over real TLS."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from cryptography import x509
+
+from controller.daemon import Daemon, Ports
+from controller.kubernetes.home import ClusterHome
+from controller.kubernetes.objects import ENROLLED
+from controller.trust import new_root
+from mesh.model import Enrolment
+from mesh.sync import Ack, Assign, FromController, FromNode, Join, Joined, Reader, Refused, Signed, Trust, frame
+from tests.controller.client import (
+    Credential,
+    NodeClient,
+    connected,
+    csr_for,
+    dial,
+    new_key,
+    pem_of,
+    receive,
+    uris_of,
+)
+from tests.controller.conftest import config_in
+from tests.controller.fake_kubernetes import FakeKubernetes, fake_kubernetes, pod
+
+PODS, SECRETS = "api/v1/pods", "api/v1/secrets"
+OURS = "apis/nodemesh.dev/v1alpha1"
+NS = "nodemesh-system"
+
+
+async def until(true: Callable[[], Any]) -> None:
+    with trio.fail_after(10):
+        while not true():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+def token_of(cluster: FakeKubernetes, node: str, **changes: Any) -> str:
+    """Put noded's pod on a node, and return its token."""
+    if cluster.get(PODS, f"noded-{node}", NS) is None:
+        cluster.put("api/v1/nodes", {"metadata": {"name": node}, "spec": {"podCIDRs": ["10.77.0.0/24"]}})
+        cluster.put(PODS, pod(f"noded-{node}", "10.0.0.1", namespace=NS, node=node, account="noded", hostNetwork=True))
+    body = cluster.get(PODS, f"noded-{node}", NS)
+    assert body is not None
+    token = f"head.{node}{len(cluster.tokens)}.signature"
+    extra = {"pod-name": [f"noded-{node}"], "pod-uid": [body["metadata"]["uid"]]}
+    cluster.tokens[token] = {
+        "username": f"system:serviceaccount:{NS}:noded",
+        "extra": {f"authentication.kubernetes.io/{key}": value for key, value in extra.items()},
+        **changes,
+    }
+    return token
+
+
+class Replica:
+    def __init__(self, daemon: Daemon, ports: Ports) -> None:
+        self.daemon, self.port, self.monitoring = daemon, ports.link, ports.monitoring
+
+    @property
+    def world(self) -> Any:
+        return self.daemon.publisher.world
+
+    def meshed(self, uid: str) -> bool:
+        return uid in self.world.workloads and self.world.workloads[uid].meshed
+
+    async def join(self, token: str, node: str) -> Credential | Refused:
+        key = new_key()
+        async with await dial(self.port) as stream:
+            await stream.send_all(frame(Join(token, node, csr_for(key)), FromNode))
+            (answer,) = await receive(stream, Reader(FromController))
+        if isinstance(answer, Refused):
+            return answer
+        assert isinstance(answer, Joined)
+        return Credential(answer.chain, pem_of(key), answer.roots)
+
+    async def joined(self, cluster: FakeKubernetes, node: str) -> Credential:
+        credential = await self.join(token_of(cluster, node), node)
+        assert isinstance(credential, Credential), credential
+        await until(lambda: node in self.daemon.home.register.nodes)
+        return credential
+
+
+Start = Callable[[], Any]
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[FakeKubernetes]:
+    async with fake_kubernetes() as server:
+        server.put("api/v1/namespaces", {"metadata": {"name": "shop", "labels": {"nodemesh.dev/mode": "enabled"}}})
+        yield server
+
+
+@asynccontextmanager
+async def running(cluster: FakeKubernetes, folder: Path) -> AsyncIterator[Replica]:
+    kubeconfig = folder / "kubeconfig"
+    folder.mkdir()  # noqa: ASYNC240
+    kubeconfig.write_text(
+        f"""current-context: c
+contexts: [{{name: c, context: {{cluster: c, user: u}}}}]
+clusters: [{{name: c, cluster: {{server: "{cluster.url}"}}}}]
+users: [{{name: u, user: {{token: t}}}}]
+"""
+    )
+    config = config_in(folder, store="kubernetes", kubeconfig=str(kubeconfig), meshRanges=[])
+    daemon = Daemon(config)
+    async with trio.open_nursery() as nursery:
+        try:
+            with trio.fail_after(10):
+                ports = await nursery.start(daemon.run)
+            yield Replica(daemon, ports)
+        finally:
+            nursery.cancel_scope.cancel()
+            daemon.close()
+
+
+@pytest.fixture
+async def replica(cluster: FakeKubernetes, tmp_path: Path) -> AsyncIterator[Replica]:
+    async with running(cluster, tmp_path / "a") as found:
+        yield found
+
+
+def home_of(replica: Replica) -> ClusterHome:
+    assert isinstance(replica.daemon.home, ClusterHome)
+    return replica.daemon.home
+
+
+def assigned(node: NodeClient) -> Assign | None:
+    return next((m for m in reversed(node.messages) if isinstance(m, Assign)), None)
+
+
+def web(*addresses: str, **labels: str) -> Enrolment:
+    return Enrolment("web", "shop", "web", labels, addresses)
+
+
+async def test_the_ca_is_made_once_and_its_roots_are_published(cluster: FakeKubernetes, tmp_path: Path) -> None:
+    async with running(cluster, tmp_path / "a") as first, running(cluster, tmp_path / "b") as second:
+        bundle = first.daemon.authority.bundle
+        assert second.daemon.authority.bundle == bundle
+        await until(lambda: cluster.get("api/v1/configmaps", "nodemesh-root", NS))
+        published = cluster.get("api/v1/configmaps", "nodemesh-root", NS)
+        assert published is not None
+        assert published["data"]["roots.pem"].encode() == bundle
+        assert [r for r in cluster.requests if r == f"POST /api/v1/namespaces/{NS}/secrets"] != []
+    async with running(cluster, tmp_path / "c") as third:
+        assert third.daemon.authority.bundle == bundle
+
+
+async def test_a_node_comes_in_with_the_token_of_its_own_noded_pod_only(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    assert uris_of((await replica.joined(cluster, "node-a")).chain) == ["spiffe://cluster.local/node/node-a"]
+    token_of(cluster, "node-b")
+    others = {
+        "not accept": "head.unknown.signature",
+        "runs on node 'node-b', not 'node-a'": token_of(cluster, "node-b"),
+        "not of 'system:serviceaccount": token_of(cluster, "node-a", username="system:serviceaccount:shop:noded"),
+        "not bound to a pod": token_of(cluster, "node-a", extra={}),
+        "audience": token_of(cluster, "node-a", audiences=["api"]),
+        "own token": "",
+        "service-account token": "nm1.x.y",
+    }
+    for why, token in others.items():
+        answer = await replica.join(token, "node-a")
+        assert isinstance(answer, Refused), why
+        if why != "own token":
+            assert why in answer.reason
+    old = token_of(cluster, "node-a")
+    cluster.remove(PODS, "noded-node-a", NS)
+    answer = await replica.join(old, "node-a")
+    assert isinstance(answer, Refused)
+
+
+async def test_a_node_is_told_what_to_enrol_as_labels_and_pods_change(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    cluster.put(PODS, pod("out", "10.77.0.6", labels={"nodemesh.dev/mode": "disabled"}))
+    cluster.put(PODS, pod("in", "10.77.0.7", namespace="other", labels={"nodemesh.dev/mode": "enabled"}))
+    cluster.put(PODS, pod("host", "10.0.0.1", hostNetwork=True))
+    cluster.put(PODS, pod("done", "10.77.0.8", phase="Succeeded"))
+    cluster.put(PODS, pod("elsewhere", "10.77.1.1", node="node-b"))
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+
+        def names() -> list[str]:
+            return [p.name for p in (assigned(node) or Assign((), ())).pods]
+
+        await node.until(lambda: names() == ["in", "web"], "both")
+        told = assigned(node)
+        assert told is not None
+        assert told.namespaces == ("shop",)
+        uid = {name: (cluster.get(PODS, name, "shop") or {})["metadata"]["uid"] for name in ("web", "out", "host")}
+        assert told.pods[1].pod == uid["web"]
+        assert told.pods[1].addresses == ("10.77.0.5",)
+        assert {uid["out"], uid["host"]} <= set(told.others)
+        cluster.put("api/v1/namespaces", {"metadata": {"name": "shop"}})
+        await node.until(lambda: names() == ["in"], "the namespace's leaving")
+        cluster.remove(PODS, "in", "other")
+        await node.until(lambda: names() == [], "nothing")
+
+
+async def test_an_enrolled_pod_is_known_to_all_replicas_and_gets_a_certificate(
+    cluster: FakeKubernetes, replica: Replica, tmp_path: Path
+) -> None:
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    async with running(cluster, tmp_path / "b") as other:
+        async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+            await node.until(lambda: assigned(node), "Assign")
+            refused = await node.sign("shop/web", csr_for(new_key()))
+            assert isinstance(refused, Refused)
+            assert not isinstance(await node.enrol(web("10.77.0.5")), Refused)
+            signed = await node.sign("shop/web", csr_for(new_key()))
+            assert isinstance(signed, Signed)
+            assert uris_of(signed.chain) == ["spiffe://cluster.local/ns/shop/sa/web"]
+            await until(lambda: other.meshed("shop/web"))
+            body = cluster.get(PODS, "web", "shop") or {}
+            assert body["metadata"]["annotations"] == {ENROLLED: body["metadata"]["uid"]}
+        assert replica.meshed("shop/web")  # the node's being away changes nothing
+        async with connected(other.port, await other.joined(cluster, "node-a")) as node:  # it lists no workload
+            await until(lambda: not replica.meshed("shop/web"))
+            await node.until(lambda: not node.updates[-1].full or not other.meshed("shop/web"), "its leaving")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (web("10.77.0.9"), "has 10.77.0.5"),
+        (Enrolment("web", "shop", "admin", {}, ("10.77.0.5",)), "has service account 'web'"),
+        (Enrolment("none", "shop", "web", {}, ("10.77.0.5",)), "no pod"),
+        (Enrolment("far", "shop", "web", {}, ("10.77.1.1",)), "runs on node 'node-b'"),
+        (Enrolment("host", "shop", "web", {}, ("10.0.0.1",)), "node's network"),
+        (web("10.77.0.5", **{"nodemesh.dev/pod-uid": "another"}), "another one now"),
+        (Enrolment("young", "shop", "web", {}, ("10.77.1.1",)), "that is pod shop/far"),
+        (Enrolment("young", "shop", "web", {}, ("10.96.0.1",)), "that is service shop/web"),
+    ],
+)
+async def test_a_node_cannot_enrol_what_the_cluster_does_not_say(
+    cluster: FakeKubernetes, replica: Replica, given: Enrolment, why: str
+) -> None:
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    cluster.put(PODS, pod("young"))
+    cluster.put(PODS, pod("far", "10.77.1.1", node="node-b"))
+    cluster.put(PODS, pod("host", hostNetwork=True))
+    cluster.put(
+        "api/v1/services", {"metadata": {"name": "web", "namespace": "shop"}, "spec": {"clusterIP": "10.96.0.1"}}
+    )
+    known = home_of(replica).cluster
+    await until(lambda: known.services.objects and "shop/host" in known.pods.objects)
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        answer = await node.enrol(given)
+        assert isinstance(answer, Refused)
+        assert why in answer.reason
+
+
+async def test_a_pod_is_enrolled_before_the_cluster_knows_its_address(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    cluster.put(PODS, pod("web"))
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        await node.until(lambda: assigned(node), "Assign")
+        assert not isinstance(await node.enrol(web("10.77.0.5")), Refused)
+        assert replica.world.workloads["shop/web"].addresses == ("10.77.0.5",)
+        await until(lambda: (cluster.get(PODS, "web", "shop") or {})["metadata"].get("annotations"))
+        cluster.put(PODS, {**(cluster.get(PODS, "web", "shop") or {}), "status": {"podIP": "10.77.0.5"}})
+        await until(lambda: not home_of(replica).register._claims)
+        assert replica.meshed("shop/web")
+
+
+async def test_a_successor_of_the_same_name_inherits_nothing(cluster: FakeKubernetes, replica: Replica) -> None:
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        await node.until(lambda: assigned(node), "Assign")
+        await node.enrol(web("10.77.0.5"))
+        await until(lambda: (cluster.get(PODS, "web", "shop") or {})["metadata"].get("annotations"))
+        annotations = (cluster.get(PODS, "web", "shop") or {})["metadata"]["annotations"]
+        cluster.remove(PODS, "web", "shop")
+        await until(lambda: "shop/web" not in replica.world.workloads)
+        assert isinstance(await node.sign("shop/web", csr_for(new_key())), Refused)
+        cluster.put(PODS, pod("web", "10.77.0.5", annotations=annotations))
+        await until(lambda: "shop/web" in replica.world.workloads)
+        assert not replica.meshed("shop/web")
+        assert isinstance(await node.sign("shop/web", csr_for(new_key())), Refused)
+
+
+async def test_while_the_api_server_is_away_nodes_are_served_and_enrolments_are_written_later(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        await node.until(lambda: assigned(node), "Assign")
+        cluster.stop()
+        assert not isinstance(await node.enrol(web("10.77.0.5")), Refused)
+        assert isinstance(await node.sign("shop/web", csr_for(new_key())), Signed)
+        assert isinstance(await replica.join("head.x.y", "node-a"), Refused)
+        cluster.put(PODS, pod("late", "10.77.0.6"))
+        cluster.compact()
+        cluster.start()
+        await until(lambda: "shop/late" in replica.world.workloads)
+        await until(lambda: (cluster.get(PODS, "web", "shop") or {})["metadata"].get("annotations"))
+        assert replica.meshed("shop/web")
+
+
+async def test_conditions_say_whether_a_policy_is_accepted_and_in_force(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    policies = f"{OURS}/authorizationpolicies"
+
+    def conditions(name: str) -> dict[str, tuple[str, str]]:
+        found = ((cluster.get(policies, name, "shop") or {}).get("status") or {}).get("conditions") or []
+        return {c["type"]: (c["status"], c["reason"]) for c in found}
+
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    async with connected(replica.port, await replica.joined(cluster, "node-a"), ack=False) as node:
+        good = {"spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": ["x"]}}]}]}}
+        cluster.put(policies, {"metadata": {"name": "good", "namespace": "shop"}, **good})
+        bad = {"spec": {"action": "DENNY", "selector": {"matchLabels": {"app": "web"}}}}
+        cluster.put(policies, {"metadata": {"name": "bad", "namespace": "shop"}, **bad})
+        await until(lambda: conditions("good") == {"Accepted": ("True", "Valid"), "Programmed": ("Unknown", "Pending")})
+        await until(lambda: conditions("bad") == {"Accepted": ("False", "Invalid"), "Programmed": ("False", "Invalid")})
+        node.ack = True
+        await node.send(Ack(node.updates[-1].revision))
+        await until(lambda: conditions("good").get("Programmed") == ("True", "Acknowledged"))
+    closed = {p.name: p for p in replica.world.policies}["bad"]
+    assert (closed.action.value, closed.selector, len(closed.rules)) == ("DENY", {"app": "web"}, 1)
+
+
+async def test_new_roots_are_pushed_to_connected_nodes_and_published(cluster: FakeKubernetes, replica: Replica) -> None:
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        await node.until(lambda: [m for m in node.messages if isinstance(m, Trust)], "Trust")
+        secret = cluster.get(SECRETS, "nodemesh-ca", NS)
+        assert secret is not None
+        _key, extra = new_root("cluster.local", replica.daemon.clock())
+        roots = base64.b64decode(secret["data"]["roots.pem"]) + extra
+        cluster.put(SECRETS, {**secret, "data": {**secret["data"], "roots.pem": base64.b64encode(roots).decode()}})
+        await node.until(lambda: [m for m in node.messages if m == Trust(roots)], "the new roots")
+        await until(
+            lambda: (cluster.get("api/v1/configmaps", "nodemesh-root", NS) or {})["data"]["roots.pem"] == roots.decode()
+        )
+        assert len(x509.load_pem_x509_certificates(roots)) == 2
+
+
+async def test_it_is_not_ready_before_it_has_read_the_cluster(cluster: FakeKubernetes, replica: Replica) -> None:
+    async with httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{replica.monitoring}/readyz"
+        assert (await http.get(url)).status_code == 200
+        replica.daemon.ready = False
+        assert (await http.get(url)).status_code == 503
