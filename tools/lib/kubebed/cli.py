@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
         match options.command:
             case "build":
                 machine.check()
-                print(cache.build().root)
+                cache.build()
+                print(cache.folder())
                 return 0
             case "up":
                 machine.check()
@@ -82,7 +83,7 @@ def _use(bed: Cluster, options: argparse.Namespace) -> int:
             return _become(bed.enter(options.node, _words(options.argv)))
         case "image":
             with tempfile.NamedTemporaryFile(suffix=".tar") as archive:
-                product.build(bed.cache, Path(archive.name))
+                product.build(Path(archive.name))
                 with step("importing it on the nodes"):
                     on = bed.load(Path(archive.name))
             print(f"{product.reference()} is on {', '.join(on)}")
@@ -130,4 +131,4 @@ def _words(argv: list[str]) -> list[str]:
 
 def _become(argv: list[str]) -> int:
     sys.stdout.flush()
-    os.execvpe(argv[0], argv, without_proxies(os.environ))
+    os.execvpe(argv[0], argv, without_proxies())

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from kubebed import machine, network, pki, spec
-from kubebed.cache import Cache
+from kubebed.cache import RECORDS as FOLDER
+from kubebed.cache import Parts
 from kubebed.control import ControlPlane
 from kubebed.errors import KubebedError
 from kubebed.node import CGROUP, Host, remove_cgroups
@@ -29,7 +30,6 @@ from kubebed.steps import step
 from testbed.network import NETNS, processes, run
 from testbed.processes import Processes
 
-FOLDER = Path("/run/nodemesh-kubebed")
 DISKS = Path("/var/lib/nodemesh-kubebed")
 
 
@@ -57,8 +57,11 @@ def find(name: str = "") -> Cluster:
     folder = FOLDER / (name or there[0])
     try:
         facts = json.loads((folder / "spec.json").read_text())
-        return Cluster(spec.make(folder.name, facts["number"], facts["nodes"]), Cache(Path(facts["cache"])))
-    except (OSError, ValueError, KeyError):
+        return Cluster(
+            spec.make(folder.name, facts["number"], facts["nodes"]),
+            Parts(**{part: Path(path) for part, path in facts["parts"].items()}),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         raise KubebedError(
             f"cluster {folder.name} is incomplete; remove it with: tools/kubebed -n {folder.name} down"
         ) from None
@@ -81,13 +84,13 @@ def claim(name: str) -> Iterator[None]:
 class Cluster:
     """One cluster."""
 
-    def __init__(self, spec: Spec, cache: Cache) -> None:
-        self.spec, self.cache = spec, cache
+    def __init__(self, spec: Spec, parts: Parts) -> None:
+        self.spec, self.parts = spec, parts
         self.folder, self.disks = FOLDER / spec.name, DISKS / spec.name
         self.processes = Processes(self.folder)
-        self.control = ControlPlane(spec, cache, self.folder, self.processes)
+        self.control = ControlPlane(spec, parts, self.folder, self.processes)
         self.hosts = {
-            node.name: Host(spec, node, cache, self.folder / "pki", self.disks / node.name, self.processes)
+            node.name: Host(spec, node, parts, self.folder / "pki", self.disks / node.name, self.processes)
             for node in spec.nodes
         }
 
@@ -104,12 +107,12 @@ class Cluster:
 
     def kubectl_command(self, argv: Iterable[str]) -> list[str]:
         """The command line of a kubectl for this cluster."""
-        return [str(self.cache.program("kubectl")), f"--kubeconfig={self.kubeconfig}", *argv]
+        return [str(self.parts.program("kubectl")), f"--kubeconfig={self.kubeconfig}", *argv]
 
     def kubectl(self, *argv: str, stdin: str = "") -> str:
         """What kubectl says. Raises `KubebedError`."""
         done = subprocess.run(
-            self.kubectl_command(argv), input=stdin, capture_output=True, text=True, env=without_proxies(os.environ)
+            self.kubectl_command(argv), input=stdin, capture_output=True, text=True, env=without_proxies()
         )
         if done.returncode:
             raise KubebedError(f"kubectl {' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
@@ -131,7 +134,7 @@ class Cluster:
         """Make it and wait until its nodes are Ready. Raises whatever was in the way, half-made."""
         self.folder.mkdir(parents=True)
         run(["mount", "-t", "tmpfs", "-o", "mode=0700", "nodemesh-kubebed", str(self.folder)])
-        facts = {"number": self.spec.number, "nodes": len(self.spec.nodes), "cache": str(self.cache.root)}
+        facts = {"number": self.spec.number, "nodes": len(self.spec.nodes), "parts": self.parts.paths}
         (self.folder / "spec.json").write_text(json.dumps(facts))
         with step("starting the control plane"):
             network.create(self.spec)
@@ -141,7 +144,7 @@ class Cluster:
             for host in self.hosts.values():
                 network.connect(self.spec, host.node)
                 host.install()
-            images = sorted(self.cache.images.glob("*.tar"))
+            images = sorted(self.parts.images.glob("*.tar"))
             self._on_each(self.hosts.values(), lambda host: self._boot(host, images))
 
     def start_node(self, name: str) -> None:
@@ -196,23 +199,20 @@ class Cluster:
             list(pool.map(act, hosts))
 
 
-def without_proxies(environment: Any) -> dict[str, str]:
-    """An environment in which the cluster is not looked for behind a proxy."""
-    return {
-        key: value
-        for key, value in environment.items()
-        if key.lower() not in ("http_proxy", "https_proxy", "all_proxy")
-    }
+def without_proxies() -> dict[str, str]:
+    """Our environment, but nothing that makes kubectl look for the cluster behind a proxy."""
+    proxies = ("http_proxy", "https_proxy", "all_proxy")
+    return {key: value for key, value in os.environ.items() if key.lower() not in proxies}
 
 
-def make(name: str, nodes: int, cache: Cache) -> Cluster:
+def make(name: str, nodes: int, parts: Parts) -> Cluster:
     """Make a cluster and wait until it is ready; removed again if that fails. Raises `KubebedError`."""
     with claim(name):
         spec.make(name, 1, nodes)
         if name in names():
             raise KubebedError(f"cluster {name} is up already; remove it with: tools/kubebed -n {name} down")
         try:
-            cluster = Cluster(spec.make(name, network.reserve(name), nodes), cache)
+            cluster = Cluster(spec.make(name, network.reserve(name), nodes), parts)
             cluster.up()
         except BaseException:
             _remove(name)

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from kubebed.cache import Cache
+from kubebed.cache import Parts
 from kubebed.errors import KubebedError
 from kubebed.spec import CONTROL, CONTROL_ADDRESS, SERVICE_RANGE, Spec
 from testbed.processes import Processes
@@ -24,8 +24,8 @@ _SECONDS = 60.0
 class ControlPlane:
     """The control plane of one cluster; `folder` has `pki` and takes etcd's data."""
 
-    def __init__(self, spec: Spec, cache: Cache, folder: Path, processes: Processes) -> None:
-        self._spec, self._cache, self._folder, self._processes = spec, cache, folder, processes
+    def __init__(self, spec: Spec, parts: Parts, folder: Path, processes: Processes) -> None:
+        self._spec, self._parts, self._folder, self._processes = spec, parts, folder, processes
 
     def start(self) -> None:
         """Start all of it and wait until the API server is ready."""
@@ -87,7 +87,7 @@ class ControlPlane:
             time.sleep(0.1)
 
     def _start(self, program: str, *options: str) -> None:
-        argv = [str(self._cache.program(program)), *" ".join(options).split()]
+        argv = [str(self._parts.program(program)), *" ".join(options).split()]
         self._processes.start(program, argv, self._spec.netns(CONTROL))
 
     def _ready(self) -> bool:

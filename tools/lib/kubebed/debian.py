@@ -16,7 +16,12 @@ _LEFT_OUT = (
 )
 _MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 """Without it, the package that merges /bin into /usr comes along, with all of Perl: 50 MB."""
-RECIPE = (SUITE, _LEFT_OUT, _MERGED_USR)
+_LAST = (
+    'rm -rf "$1"/var/cache/* "$1"/var/lib/apt/lists/* "$1"/var/log/*.log',
+    # mmdebstrap copies this machine's.
+    'rm -f "$1/etc/hostname" "$1/etc/resolv.conf" && printf "127.0.0.1 localhost\\n" >"$1/etc/hosts"',
+)
+RECIPE = (SUITE, _LEFT_OUT, _MERGED_USR, _LAST)
 """What besides its arguments decides what `root` makes."""
 
 
@@ -46,13 +51,13 @@ def _acquire_options() -> list[str]:
 def root(target: Path, packages: list[str], log: Path, *, hooks: list[str] | None = None) -> None:
     """Make a minimal Debian with these packages, as a folder, or as an archive if `target` ends in `.tar`.
 
-    `hooks` are shell commands run at the end; `$1` is the root. Documentation and the like is left out.
+    `hooks` are shell commands run at the end; `$1` is the root. Documentation and caches are left out.
     """
     # Not "--mode=auto": as root, that is what it means, unless the mount that it tries first is forbidden.
     command = ["mmdebstrap", "--verbose", "--variant=essential", "--mode=root", f"--include={','.join(packages)}"]
     command += [f"--hook-dir={_MERGED_USR}", *(f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT)]
     command += _acquire_options()
-    command += [f"--customize-hook={hook}" for hook in hooks or []]
+    command += [f"--customize-hook={hook}" for hook in (*(hooks or []), *_LAST)]
     run([*command, SUITE, target, *sources("deb")], log)
 
 

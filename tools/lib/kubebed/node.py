@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from kubebed import machine
-from kubebed.cache import Cache
+from kubebed.cache import Parts
 from kubebed.errors import KubebedError
 from kubebed.spec import POD_RANGE, Node, Spec
 from testbed.network import NETNS
@@ -30,9 +30,9 @@ CGROUP = "nodemesh-kubebed"
 class Host:
     """One node of one cluster; `disk` is where it writes, which outlives a `stop`."""
 
-    def __init__(self, spec: Spec, node: Node, cache: Cache, pki: Path, disk: Path, processes: Processes) -> None:
+    def __init__(self, spec: Spec, node: Node, parts: Parts, pki: Path, disk: Path, processes: Processes) -> None:
         self.node = node
-        self._spec, self._cache, self._pki, self._disk, self._processes = spec, cache, pki, disk, processes
+        self._spec, self._parts, self._pki, self._disk, self._processes = spec, parts, pki, disk, processes
 
     @property
     def on(self) -> bool:
@@ -51,6 +51,8 @@ class Host:
         files = {
             "etc/hostname": f"{self.node.name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n{self.node.address} {self.node.name}\n",
+            # There is no cluster DNS, and this machine's is nothing that pods could reach.
+            "etc/resolv.conf": "",
             "etc/machine-id": f"{uuid.uuid4().hex}\n",
             "etc/cni/net.d/10-kubebed.conflist": json.dumps(_cni(self.node), indent=2),
             "etc/containerd/config.toml": _CONTAINERD,
@@ -80,7 +82,7 @@ class Host:
         for group in groups:
             group.mkdir(parents=True, exist_ok=True)
             _inherit_cpuset(group)
-        lower = f"{self._cache.kubernetes / 'node'}:{self._cache.node}"
+        lower = f"{self._parts.kubernetes / 'node'}:{self._parts.node}"
         # Namespaces are entered by what is in their cgroups already: a cgroup namespace begins where its maker is.
         enter = "".join(f"echo $$ >{group}/cgroup.procs; " for group in groups)
         boot = ["sh", str(_BOOT), str(self._disk), lower, self.node.name, *hierarchies]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kubebed import cache, image
-from kubebed.cache import Cache
+from kubebed.images import architecture
 from kubebed.steps import run, step
 
 CHECKOUT = Path(__file__).parents[3]
@@ -24,32 +24,30 @@ def reference(checkout: Path = CHECKOUT) -> str:
     return f"localhost/nodemesh:{_project(checkout)['version']}"
 
 
-def build(parts: Cache, target: Path, checkout: Path = CHECKOUT) -> None:
+def build(target: Path, checkout: Path = CHECKOUT) -> None:
     """Make the image of a checkout as it is, committed or not, and write its archive. Raises `KubebedError`."""
-    project = _project(checkout)
+    parts, project = cache.build(), _project(checkout)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        dependencies = _dependencies(parts, project["dependencies"], scratch)
+        dependencies = _dependencies(project["dependencies"], scratch)
         with step("installing the project for its image"):
             # A copy, since building leaves things beside the source, and takes up what an earlier one left.
             source = scratch / "source"
             shutil.copytree(checkout, source, ignore=_not_installed)
             tree = scratch / "project"
-            _install(tree, parts.root / "log", "--no-deps", str(source))
+            _install(tree, cache.log(), "--no-deps", str(source))
             image.layer(tree, scratch / "project.tar")
             layers = [parts.python, dependencies, scratch / "project.tar"]
-            image.archive(
-                target, reference(checkout), layers, ["noded", "--help"], cache.architecture(), project["version"]
-            )
+            image.archive(target, reference(checkout), layers, ["noded", "--help"], architecture(), project["version"])
 
 
-def _dependencies(parts: Cache, requirements: list[str], scratch: Path) -> Path:
-    layer = parts.dependencies(requirements)
-    with cache.locked(parts.root):
+def _dependencies(requirements: list[str], scratch: Path) -> Path:
+    layer = cache.dependencies(requirements)
+    with cache.locked():
         if not layer.exists():
             with step("installing what the project depends on for its image"), cache.making(layer) as target:
                 tree = scratch / "dependencies"
-                _install(tree, parts.root / "log", *requirements)
+                _install(tree, cache.log(), *requirements)
                 # The programs that some of them bring are not ours to offer.
                 shutil.rmtree(tree / "usr/local/bin", ignore_errors=True)
                 image.layer(tree, target)
