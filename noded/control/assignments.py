@@ -124,7 +124,7 @@ class Assignments:
         return found if found is not None and pod in ("", found.pod) else None
 
     async def _admit(self, uid: str, assignment: Assignment, netns: str, addresses: tuple[str, ...]) -> None:
-        path = self._seen(netns)
+        path = pods.visible(netns, self._proc)
         fd = self._namespaces.open(path)
         try:
             there = self._namespaces.identify(fd)
@@ -136,16 +136,12 @@ class Assignments:
             await self._enrolments.discard(uid)  # a pod has one sandbox: the one before is dead
         await self._enrol(uid, assignment, path, addresses)
 
-    def _seen(self, netns: str) -> str:
-        """`netns` as this process sees it: it may have mounts of its own, and the host's are those of process 1."""
-        return netns if os.path.exists(netns) else str(self._proc / "1" / "root") + netns
-
     async def gone(self, uid: str, netns: str) -> None:
         """A pod's network is being taken down: forget the pod now, if this is what it was enrolled with."""
         local = self._enrolments.find(uid)
         if local is None:
             return
-        path = self._seen(netns) if netns else ""
+        path = pods.visible(netns, self._proc) if netns else ""
         if local.record.netns == path or not self._namespaces.vanished(path, local.record.namespace_id):
             async with self._alone(uid):
                 await self._enrolments.discard(uid)

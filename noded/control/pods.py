@@ -78,3 +78,12 @@ def _started(stat: bytes) -> int | None:
     """When the process started, or None for one that is dead: it has no namespaces any more. See `man 5 proc`."""
     fields = stat[stat.rindex(b")") + 2 :].split()  # the name before may hold anything
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def visible(netns: str, proc: Path = Path("/proc")) -> str:
+    """The path of a namespace, which a container runtime gave, as this process sees it.
+
+    This process may have mounts of its own; the host's are those of process 1. `/var/run` is mostly a link to `/run`, which
+    would lead from there to our own.
+    """
+    return netns if os.path.exists(netns) else str(proc / "1" / "root") + re.sub(r"\A/var/run/", "/run/", netns)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from noded.control.pods import Sandbox, pod_of, sandboxes
+from noded.control.pods import Sandbox, pod_of, sandboxes, visible
 
 UID = "6f1c2d3e-0a1b-4c2d-8e3f-123456789abc"
 OTHER = "00000000-1111-2222-3333-444444444444"
@@ -68,3 +68,16 @@ def test_the_oldest_process_stands_for_the_pod(tmp_path: Path) -> None:
 def test_this_host_s_processes_can_be_read() -> None:
     found = sandboxes()
     assert all(sandbox.pid != os.getpid() for sandbox in found.values())
+
+
+def test_a_runtimes_namespace_is_found_where_the_host_has_it(tmp_path: Path) -> None:
+    host = tmp_path / "1/root"
+    (host / "run/netns").mkdir(parents=True)
+    (host / "run/netns/cni-4711").touch()
+    (host / "var").mkdir()
+    (host / "var/run").symlink_to("/run")  # as Debian has it: seen from here it leads to our own /run
+    for given in ("/run/netns/cni-4711", "/var/run/netns/cni-4711"):
+        assert visible(given, tmp_path) == f"{host}/run/netns/cni-4711"
+    own = tmp_path / "own"
+    own.touch()
+    assert visible(str(own), tmp_path) == str(own)
