@@ -17,14 +17,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from controller import policy_check
-from controller.ca import Authority
+from controller.ca import Authority, CaError
 from controller.http import ON_ERROR, ApiError, Handler, answering, read_flag, read_json
+from controller.kubernetes.client import ClusterError
 from controller.kubernetes.resources import ClusterResources
 from controller.link import LinkServer
 from controller.metrics import Metrics
 from controller.publish import Publisher
 from controller.register import Register
 from controller.resources import Elsewhere, Rejected, Resources, shown
+from controller.rotation import STEPS, NotYet, Rotation
 from controller.schema.manifests import KINDS, Kind, kind_named
 from controller.selector import SelectorError, parse_selector
 from controller.store import Store, Token
@@ -53,6 +55,7 @@ class Api:
     workload_hours: int
     ready: Callable[[], bool]
     """Whether nodes are served."""
+    rotation: Rotation
 
     def application(self) -> Starlette:
         """All of it, for the unix socket."""
@@ -72,6 +75,7 @@ class Api:
             ("GET", "/v1/tokens", self._tokens),
             ("DELETE", "/v1/tokens/{id}", self._delete_token),
             ("GET", "/v1/ca", self._ca),
+            ("POST", "/v1/ca/rotate", self._rotate),
         ]
         found = [Route(path, answering(handler), methods=[method]) for method, path, handler in routes]
         return Starlette(routes=[*found, *self._monitoring()], exception_handlers=_HANDLERS)
@@ -262,7 +266,21 @@ class Api:
             "roots": roots,
             "issued": self.authority.issued,
             "workload_certificate_hours": self.workload_hours,
+            "rotation": asdict(self.rotation.progress()),
         }
+
+    async def _rotate(self, request: Request) -> Any:
+        body = await read_json(request, _MAX_BODY)
+        step, force = body.get("step"), body.get("force", False)
+        if step not in STEPS or not isinstance(force, bool) or body.keys() - {"step", "force"}:
+            raise ApiError(400, f"'step' must be one of {', '.join(STEPS)}, 'force' true or false")
+        try:
+            return asdict(await self.rotation.take(step, force=force))
+        except NotYet as error:
+            remedy = "wait, or force it and lose the connections of those named" if error.forcible else ""
+            raise ApiError(409, str(error), remedy) from error
+        except (CaError, ClusterError) as error:
+            raise ApiError(409, str(error)) from error
 
 
 def _shown_token(token: Token) -> dict[str, Any]:

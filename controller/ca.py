@@ -38,7 +38,7 @@ from controller.trust import (
 )
 from mesh.identity import controller_identity
 
-__all__ = ["Authority", "CaError", "CsrError", "Issued", "key_hash", "public_key_of"]
+__all__ = ["Authority", "CaError", "CsrError", "Issued", "key_hash", "public_key_of", "signer_of"]
 
 _MAX_CSR = 16 * 1024
 
@@ -56,6 +56,15 @@ class Issued:
     """Hex."""
     not_before: float
     not_after: float
+
+
+def signer_of(certificate: x509.Certificate) -> str:
+    """The `Authority.signer` that issued it; `""` if it doesn't say."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return ""
+    return found.hex() if found else ""
 
 
 def public_key_of(csr: bytes) -> ec.EllipticCurvePublicKey:
@@ -132,6 +141,11 @@ class Authority:
         self.material, self._key, self._chain, self.roots = material, key, chain, roots
         self.generation += 1
         return True
+
+    @property
+    def signer(self) -> str:
+        """Which key signs now: its identifier (RFC 5280, section 4.2.1.2), hex."""
+        return x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()).digest.hex()
 
     @property
     def bundle(self) -> bytes:

@@ -24,6 +24,7 @@ from controller.listeners import tcp_listener, unix_listener
 from controller.metrics import Metrics
 from controller.plain import PlainHome
 from controller.publish import Publisher
+from controller.rotation import Rotation
 from controller.session import Parts
 from controller.telemetry import Telemetry
 from mesh.model import MeshConfig
@@ -78,9 +79,20 @@ class Daemon:
             lambda: self.authority.bundle,
             self.clock,
             SOFTWARE,
+            lambda: self.authority.signer,
             self.home.assigned,
         )
         self.link = LinkServer(parts, ServerTls(self.authority, config.advertise, self.clock))
+        self.rotation = Rotation(
+            self.home.ca,
+            self.authority,
+            register,
+            lambda: self.link.statuses,
+            where=self.home.ca.where,
+            longest=max(register.node_life.total_seconds(), config.workload_certificate_hours * 3600),
+            clock=self.clock,
+            changed=self.publisher.touch,
+        )
         self.api = Api(
             self.home.store,
             self.authority,
@@ -93,6 +105,7 @@ class Daemon:
             self.clock,
             config.workload_certificate_hours,
             lambda: self.ready,
+            self.rotation,
         )
 
     def close(self) -> None:

@@ -49,6 +49,8 @@ class Enrolled:
 class Enroller:
     """The register of nodes and their workloads, kept in the store and mirrored in memory."""
 
+    node_life = _NODE_LIFE
+
     def __init__(
         self,
         store: Store,

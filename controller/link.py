@@ -19,7 +19,7 @@ from typing import NoReturn
 import trio
 from cryptography import x509
 
-from controller.ca import Authority
+from controller.ca import Authority, signer_of
 from controller.enrol import Refusal
 from controller.session import Broken, NodeStatus, Parts, Session
 from mesh.codec import DecodeError
@@ -214,7 +214,11 @@ class LinkServer:
             _log.info("a newer connection replaces an older", extra={"node": node})
             older.cancel()
         now = self._parts.clock()
-        status = self.statuses[node] = NodeStatus(True, now, now, peer, hello.software[:200])
+        before = self.statuses.get(node)
+        status = NodeStatus(True, now, now, peer, hello.software[:200], signers=before.signers if before else {})
+        self.statuses[node] = status
+        if shown := stream.getpeercert(binary_form=True):
+            status.signers[""] = signer_of(x509.load_der_x509_certificate(shown))
         with trio.CancelScope() as scope:
             self._live[node] = scope
             try:

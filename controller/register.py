@@ -7,6 +7,7 @@ in the cluster's pods and lets nodes in by their pod's token.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
 from typing import Protocol
 
 from controller.ca import Issued
@@ -18,6 +19,9 @@ from mesh.model import Enrolment
 
 class Register(Protocol):
     """Who may be in the mesh. All but `admit` answer at once; those that check raise `Refusal`."""
+
+    node_life: timedelta
+    """Of a node's certificate."""
 
     @property
     def nodes(self) -> Mapping[str, Node]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -72,6 +72,8 @@ class NodeStatus:
     last_nack: str = ""
     trusts: bytes = b""
     """The roots that it has acknowledged, by what followed them."""
+    signers: dict[str, str] = field(default_factory=dict)
+    """Which key signed its newest certificates, by workload's uid (`""`: its own). Survives a reconnection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ class Parts:
     roots: Callable[[], bytes]
     clock: Callable[[], float]
     software: str
+    signer: Callable[[], str]
+    """Which key signs now."""
     assigned: Callable[[str, Assign | None], Awaitable[Assign]] | None = None
     """Waits until what a node is to enrol is something else than it was; None where the nodes decide."""
 
@@ -162,6 +166,7 @@ class Session:
                 except Refusal as refusal:
                     self._refuse(request, refusal)
                 else:
+                    self._status.signers[uid] = parts.signer()
                     self._send(Signed(request, issued.chain, issued.not_before, issued.not_after))
             case Report(edges):
                 parts.telemetry.add(node, parts.enroller.scope(node), edges)

@@ -142,7 +142,10 @@ def drop_old(material: Material) -> Material:
 def checked(
     material: Material, trust_domain: str, where: str
 ) -> tuple[ec.EllipticCurvePrivateKey, tuple[x509.Certificate, ...], tuple[x509.Certificate, ...]]:
-    """Key, chain and roots, if they belong together and to the trust domain. Raises `CaError`, which names `where`."""
+    """Key, chain and roots (the chain's own first), if they belong together and to the trust domain.
+
+    Raises `CaError`, which names `where`.
+    """
     restore = "restore it from a backup"
     try:
         key, chain = load_pem_private_key(material.key, None), certificates(material.chain)
@@ -163,8 +166,10 @@ def checked(
             is_ca = False
         if not is_ca:
             raise CaError(f"{where}: {certificate.subject.rfc4514_string()} is not a CA's certificate")
-    if chain[-1] not in roots and not any(signed_by(chain[-1], root) for root in roots):
+    own = [root for root in roots if signed_by(chain[-1], root)]
+    if not own:
         raise CaError(f"{where}: the chain does not end in one of the roots: add its root to them")
+    roots = (*own, *(root for root in roots if root not in own))
     for root in (chain[0], *(root for root in roots[:1])):
         try:
             san = root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -51,6 +51,8 @@ class Claim:
 class PodRegister:
     """The register. `run` must be running, to write annotations."""
 
+    node_life = _NODE_LIFE
+
     def __init__(
         self,
         client: Client,

@@ -28,6 +28,14 @@ Sign = Callable[[str, bytes], Awaitable[Signed]]
 """Ask the controller: uid (`""`: this node) and CSR. Raises `Failure`."""
 
 
+_END = b"-----END CERTIFICATE-----"
+
+
+def _first(roots: bytes) -> bytes:
+    """The first certificate of a bundle (PEM)."""
+    return roots.partition(_END)[0] + _END
+
+
 @dataclass(slots=True)
 class _Entry:
     identity: str
@@ -55,13 +63,16 @@ class Certificates:
         return self._roots
 
     def trust(self, roots: bytes) -> None:
-        """Replace the roots, here and in the workers. What they did not sign is no good to peers: renewed at once."""
+        """Replace the roots, here and in the workers. What the first did not sign is renewed at once.
+
+        The first is in use; others are trusted because of certificates from before a rotation, or one to come.
+        """
         if roots == self._roots:
             return
         self._store.roots = roots
         self._roots = roots
         for uid, entry in self._entries.items():
-            if entry.held is not None and not entry.held.under(roots):
+            if entry.held is not None and not entry.held.under(_first(roots)):
                 entry.due = 0.0
             self._announce(uid, entry)
         self._rouse()
@@ -85,7 +96,7 @@ class Certificates:
                 found = credential.parse(stored)
                 if found.identity == identity and found.not_after > self._now():
                     self._hold(uid, entry, found)
-                    if self._roots and not found.under(self._roots):  # the roots changed while we were away
+                    if self._roots and not found.under(_first(self._roots)):  # the roots changed while we were away
                         entry.due = 0.0
             except CredentialError as error:
                 _log.warning("stored credential is not usable", extra={"uid": uid, "error": str(error)})

@@ -183,11 +183,14 @@ async def test_a_certificate_that_the_new_roots_did_not_sign_is_renewed_at_once(
     signer.authority = Authority.at(tmp_path / "anew", "cluster.local", signer.now)
     certs.trust(overlap + signer.authority.bundle)
     await let_it_run(certs)
-    assert certs.get("shop/web") == old  # while both roots are trusted there is no hurry
-    certs.trust(signer.authority.bundle)
+    assert certs.get("shop/web") == old  # a root that is only trusted changes nothing
+    certs.trust(signer.authority.bundle + overlap)
     await let_it_run(certs)
     renewed = certs.get("shop/web")
-    assert renewed is not None
+    assert renewed is not None  # the one in use comes first
+    certs.trust(signer.authority.bundle)
+    await let_it_run(certs)
+    assert certs.get("shop/web") == renewed
     assert renewed.under(signer.authority.bundle)
 
     keys.write("shop/web", old.pem)
