@@ -83,7 +83,7 @@ def _started(stat: bytes) -> int | None:
 def visible(netns: str, proc: Path = Path("/proc")) -> str:
     """The path of a namespace, which a container runtime gave, as this process sees it.
 
-    This process may have mounts of its own; the host's are those of process 1. `/var/run` is mostly a link to `/run`, which
-    would lead from there to our own.
+    This process may have mounts of its own; the host's are those of process 1. `/var/run` is mostly a link to `/run`,
+    which would lead from there to our own.
     """
     return netns if os.path.exists(netns) else str(proc / "1" / "root") + re.sub(r"\A/var/run/", "/run/", netns)
