@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from redirect import routes, tables
 from redirect.netns import NamespaceError, inside, open_netns
-from redirect.plan import CHAINS, NOTHING, Facts, Family, Plan, plan, usable_mark
+from redirect.plan import IN_POD, NOTHING, Facts, Family, Layout, Plan, plan, usable_mark
 
 
 class CaptureError(Exception):
@@ -31,11 +31,12 @@ class Capture:
     there. All raise `CaptureError`.
     """
 
-    def __init__(self, netns: str, mark: int) -> None:
+    def __init__(self, netns: str, mark: int, probed: tuple[str, ...] = ()) -> None:
+        """`probed`: interfaces on which the host's own probes arrive, see `redirect.host`."""
         if not usable_mark(mark):
             raise CaptureError(f"{netns}: not a mark for a proxy's sockets; draw one with redirect.capture.new_mark()")
         self._netns = netns
-        self._mark = mark
+        self._mark, self._probed = mark, probed
 
     def plan(self) -> Plan:
         """What `apply` would put in place."""
@@ -60,7 +61,7 @@ class Capture:
             wanted = self._plan_here()
             drift = _route_drift(wanted)
             for family in wanted.families:
-                drift += _table_drift(family, wanted)
+                drift += table_drift(family, wanted)
             return drift
 
     def undo_syn(self) -> None:
@@ -92,21 +93,22 @@ class Capture:
             raise CaptureError(f"capture in {self._netns}: {error}") from error
 
     def _plan_here(self) -> Plan:
-        return plan(Facts(mark=self._mark, interfaces=routes.interfaces(), ipv6=routes.kernel_has_ipv6()))
+        return plan(Facts(self._mark, routes.interfaces(), routes.kernel_has_ipv6(), self._probed))
 
 
-def _table_drift(family: Family, wanted: Plan) -> list[str]:
-    found = tables.read(family)
+def table_drift(family: Family, wanted: Plan, layout: Layout = IN_POD) -> list[str]:
+    """How one table differs from the plan, a sentence each."""
+    found = tables.read(family, layout)
     drift = []
-    for chain, hook in CHAINS.items():
-        where = f"{family.value} mangle"
+    for chain, hook in layout.chains.items():
+        where = f"{family.value} {layout.table}"
         if (found[hook] or [()])[0] != (chain,):
             drift.append(f"{where} {hook}: the first rule doesn't jump to {chain}")
         actual = found[chain]
         if actual is None:
             drift.append(f"{where} {chain}: the chain is missing")
             continue
-        expected = [tables.render(family, rule) for rule in wanted.rules if rule.chain == chain]
+        expected = [tables.render(family, rule) for rule in wanted.rules_of(family) if rule.chain == chain]
         drift += [f"{where} {chain}: {difference}" for difference in _differences(expected, actual)]
     return drift
 

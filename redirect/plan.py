@@ -50,15 +50,27 @@ RELAYED, OUTBOUND, INBOUND = 0x111, 0x112, 0x113
 """Connection marks, under `CONNECTION_MASK`: the other bits are other software's."""
 CONNECTION_MASK = 0xFFF
 
-CHAINS = {"NODEMESH_PREROUTING": "PREROUTING", "NODEMESH_OUTPUT": "OUTPUT", "NODEMESH_POSTROUTING": "POSTROUTING"}
-"""Our chains in the mangle table, and the built-in chain whose first rule jumps there."""
-
 
 class Family(enum.Enum):
     """An address family that has rules of its own."""
 
     IPV4 = "IPv4"
     IPV6 = "IPv6"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Our chains in one table, each with the built-in chain whose first rule jumps there."""
+
+    table: str
+    chains: dict[str, str]
+
+
+CHAINS = {"NODEMESH_PREROUTING": "PREROUTING", "NODEMESH_OUTPUT": "OUTPUT", "NODEMESH_POSTROUTING": "POSTROUTING"}
+IN_POD = Layout("mangle", CHAINS)
+
+PROBE_SOURCES = {Family.IPV4: "169.254.7.127", Family.IPV6: "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"}
+"""From where a pod sees the probes of its own host's kubelet (Istio's addresses). See `redirect.host`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,8 @@ class Facts:
     interfaces: tuple[Interface, ...]
     ipv6: bool
     """Whether the kernel has IPv6. A namespace that merely has no IPv6 address gets the rules too: one may come."""
+    probed: tuple[str, ...] = ()
+    """Names of interfaces on which a packet from `PROBE_SOURCES` can only be the host's own (`redirect.host`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of a mangle chain, the same for both families. Always `-p tcp`: everything else is untouched."""
+    """One rule of a chain. Always `-p tcp`: everything else is untouched."""
 
     chain: str
     target: str
@@ -103,6 +117,11 @@ class Rule:
     in_interface: str = ""
     """Name, `!name` for any other, or empty for all."""
     out_interface: str = ""
+    source: str = ""
+    """An address, or empty for all; so is `destination`."""
+    destination: str = ""
+    family: Family | None = None
+    """None: the same for both."""
     captures: bool = False
     """Whether the rule is about connections that begin. Without these, nothing new is captured and the rest drains."""
 
@@ -138,6 +157,10 @@ class Plan:
     policy_rules: tuple[PolicyRule, ...]
     routes: tuple[LocalRoute, ...]
 
+    def rules_of(self, family: Family) -> tuple[Rule, ...]:
+        """Those that hold for a family."""
+        return tuple(rule for rule in self.rules if rule.family in (None, family))
+
     def draining(self) -> Plan:
         """The same without what captures new connections."""
         return replace(self, rules=tuple(rule for rule in self.rules if not rule.captures))
@@ -161,7 +184,7 @@ def plan(facts: Facts) -> Plan:
     families = (Family.IPV4, Family.IPV6) if facts.ipv6 else (Family.IPV4,)
     return Plan(
         families=families,
-        rules=_rules(facts.mark),
+        rules=_rules(facts.mark, facts.probed),
         policy_rules=tuple(PolicyRule(family, REROUTE_MARK, TABLE, PRIORITY) for family in families),
         routes=tuple(
             LocalRoute(family, TABLE, interface.index, metric=interface.index)
@@ -172,7 +195,7 @@ def plan(facts: Facts) -> Plan:
     )
 
 
-def _rules(mark: int) -> tuple[Rule, ...]:
+def _rules(mark: int, probed: tuple[str, ...]) -> tuple[Rule, ...]:
     syn = Match("tcp", "syn")
     not_hbone = Match("tcp", "dport", str(HBONE_PORT), inverted=True)
     new = Match("conntrack", "ctstate", "NEW")
@@ -192,6 +215,11 @@ def _rules(mark: int) -> tuple[Rule, ...]:
     pre, out, post = CHAINS
     return (
         Rule(pre, "TPROXY", to(OUTBOUND_PORT), (is_(OUTBOUND), original), in_interface="lo"),
+        *(
+            Rule(pre, "RETURN", in_interface=interface, source=source, family=family, captures=True)
+            for family, source in PROBE_SOURCES.items()
+            for interface in probed
+        ),
         # NEW, so that a stray or forged SYN can't take over, and thereby kill, a connection from before enrolment.
         Rule(pre, "CONNMARK", becomes(INBOUND), (not_hbone, syn, new), in_interface="!lo", captures=True),
         Rule(pre, "TPROXY", to(INBOUND_PORT), (is_(INBOUND), original), in_interface="!lo"),

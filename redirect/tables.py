@@ -1,4 +1,4 @@
-"""Writing our chains into the mangle table with python-iptables, and reading them back.
+"""Writing our chains into a table (a pod's mangle, mostly) with python-iptables, and reading them back.
 
 python-iptables keeps one `Table` object a process, bound to the network namespace in which it last read the kernel's
 table; so every function here starts with `refresh()`, runs inside the workload's namespace (`netns.inside`), and is
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from typing import Any
 import iptc
 
 from redirect import extensions
-from redirect.plan import CHAINS, Family, Plan, Rule
+from redirect.plan import IN_POD, Family, Layout, Plan, Rule
 
 LOCK = "/run/xtables.lock"
 _LOCK_SECONDS = 10.0
@@ -55,15 +56,15 @@ def lock(path: str = LOCK, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
         os.close(fd)
 
 
-def write(family: Family, plan: Plan) -> None:
+def write(family: Family, plan: Plan, layout: Layout = IN_POD) -> None:
     """Make our chains hold the plan's rules and nothing else, each jumped to first thing from its built-in chain.
 
     With no rules in the plan, the chains and jumps are removed. Raises `TableError`.
     """
 
     def change(table: Any) -> None:
-        for chain, hook in CHAINS.items():
-            rules = [rule for rule in plan.rules if rule.chain == chain]
+        for chain, hook in layout.chains.items():
+            rules = [rule for rule in plan.rules_of(family) if rule.chain == chain]
             if not rules:
                 _remove_jumps(table, hook, chain, keep_first=False)
                 if table.is_chain(chain):
@@ -80,20 +81,20 @@ def write(family: Family, plan: Plan) -> None:
                 iptc.Chain(table, hook).insert_rule(_jump(family, chain), 0)
             _remove_jumps(table, hook, chain, keep_first=True)
 
-    if not plan.rules and not present(family):
+    if not plan.rules and not present(family, layout):
         return
-    _commit(family, change)
+    _commit(family, layout, change)
 
 
-def read(family: Family) -> dict[str, list[tuple[str, ...]] | None]:
+def read(family: Family, layout: Layout = IN_POD) -> dict[str, list[tuple[str, ...]] | None]:
     """Our chains as they are: for each the rules in the form of `render`, or None where the chain is missing.
 
     The key of a built-in chain holds one entry, the target of its first rule. Raises `TableError`.
     """
-    with _errors(family):
-        table = _table(family)
+    with _errors(family, layout):
+        table = _table(family, layout)
         found: dict[str, list[tuple[str, ...]] | None] = {}
-        for chain, hook in CHAINS.items():
+        for chain, hook in layout.chains.items():
             found[hook] = [(target,) for target in _targets(table, hook)]
             found[chain] = [_decode(rule) for rule in iptc.Chain(table, chain).rules] if table.is_chain(chain) else None
         return found
@@ -101,32 +102,32 @@ def read(family: Family) -> dict[str, list[tuple[str, ...]] | None]:
 
 def render(family: Family, rule: Rule) -> tuple[str, ...]:
     """A planned rule in the words in which `read` gives the kernel's."""
-    with _errors(family):
+    with _errors(family, IN_POD):
         return _decode(_encode(family, rule))
 
 
-def present(family: Family) -> bool:
+def present(family: Family, layout: Layout = IN_POD) -> bool:
     """Whether any of our chains exists. False also where the kernel has no such table."""
     try:
-        with _errors(family):
-            table = _table(family)
-            return any(table.is_chain(chain) for chain in CHAINS)
+        with _errors(family, layout):
+            table = _table(family, layout)
+            return any(table.is_chain(chain) for chain in layout.chains)
     except TableError:
         return False
 
 
-def _table(family: Family) -> Any:
+def _table(family: Family, layout: Layout) -> Any:
     kind = iptc.Table if family is Family.IPV4 else iptc.Table6
-    table = kind(kind.MANGLE, autocommit=False)
+    table = kind(layout.table, autocommit=False)
     table.refresh()
     return table
 
 
-def _commit(family: Family, change: Callable[[Any], None]) -> None:
+def _commit(family: Family, layout: Layout, change: Callable[[Any], None]) -> None:
     """Read, change and write back; once more if somebody who takes no lock (a pod's own iptables) was faster."""
-    with lock(), _errors(family):
+    with lock(), _errors(family, layout):
         for attempt in range(_COMMIT_ATTEMPTS):
-            table = _table(family)
+            table = _table(family, layout)
             change(table)
             try:
                 table.commit()
@@ -138,13 +139,13 @@ def _commit(family: Family, change: Callable[[Any], None]) -> None:
 
 
 @contextlib.contextmanager
-def _errors(family: Family) -> Iterator[None]:
+def _errors(family: Family, layout: Layout) -> Iterator[None]:
     """Translate python-iptables' errors once."""
     try:
         yield
     except (iptc.IPTCError, iptc.XTablesError) as error:
         raise TableError(
-            f"{family.value} mangle table: {error}; noded's start-up check says what the kernel lacks"
+            f"{family.value} {layout.table} table: {error}; noded's start-up check says what the kernel lacks"
         ) from error
 
 
@@ -155,6 +156,10 @@ def _encode(family: Family, rule: Rule) -> Any:
         encoded.in_interface = rule.in_interface
     if rule.out_interface:
         encoded.out_interface = rule.out_interface
+    if rule.source:
+        encoded.src = rule.source
+    if rule.destination:
+        encoded.dst = rule.destination
     matches: dict[str, Any] = {}  # options of one kind share one match, as `-m tcp ! --dport 1 --syn` does
     for match in rule.matches:
         if match.name not in matches:
@@ -172,7 +177,8 @@ def _load_target(protocol: int, name: str) -> None:
 
     A library that serves both (libxt_TPROXY) registers itself for the family of the moment when it is loaded. Asked for
     the other, libxtables notes the name as unknown; python-iptables then registers it, but only a new initialisation
-    forgets that note.
+    forgets that note. It must be the first target of all: libxtables ends the process when something is registered that
+    stands in its list before another.
     """
     extensions = iptc.xtables.xtables(protocol)
     if not extensions.find_target(name):
@@ -191,6 +197,8 @@ def _decode(rule: Any) -> tuple[str, ...]:
     """A rule as words, like iptables-save's, in one order whichever way it was built."""
     words = [f"-p {rule.protocol}"]
     words += [f"{flag} {name}" for flag, name in (("-i", rule.in_interface), ("-o", rule.out_interface)) if name]
+    ends = (("-s", rule.src), ("-d", rule.dst))
+    words += [f"{flag} {ipaddress.ip_interface(end).ip}" for flag, end in ends if not _anywhere(end)]
     for match in rule.matches:
         parameters = match.get_all_parameters()
         words += [f"-m {match.name} --{option} {' '.join(parameters[option])}" for option in sorted(parameters)]
@@ -198,6 +206,11 @@ def _decode(rule: Any) -> tuple[str, ...]:
     parameters = rule.target.get_all_parameters()
     words += [f"--{option} {' '.join(parameters[option])}" for option in sorted(parameters)]
     return tuple(words)
+
+
+def _anywhere(end: str) -> bool:
+    """Whether an end of a rule is any address; python-iptables writes it with a prefix length or a mask."""
+    return int(ipaddress.ip_interface(end).network.prefixlen) == 0
 
 
 def _targets(table: Any, hook: str) -> list[str]:
@@ -218,3 +231,7 @@ def _remove_jumps(table: Any, hook: str, chain: str, *, keep_first: bool) -> Non
             hook.encode(), position, table._handle
         ):
             raise iptc.IPTCError(f"can't delete the jump to {chain}: {table.strerror()}")
+
+
+for _protocol in (iptc.xtables.NFPROTO_IPV4, iptc.xtables.NFPROTO_IPV6):
+    _load_target(_protocol, "TPROXY")

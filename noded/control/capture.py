@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
+
+import trio
 
 from mesh.model import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT
 from noded.control.failure import CannotRun, Conflict, Failure, Invalid
@@ -19,6 +23,10 @@ from redirect.netns import NamespaceError, addresses, inside, listener, open_net
 
 if TYPE_CHECKING:
     from redirect.capture import Capture
+    from redirect.host import Probes
+
+_log = logging.getLogger(__name__)
+_WATCH_PROBES_SECONDS = 30.0
 
 PORTS = (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)
 """In the order that `link.WorkloadUp` wants."""
@@ -34,6 +42,9 @@ class CaptureFailed(Failure):
 
 class Namespaces:
     """Network namespaces by descriptor. Rules are worked on by a thread of `redirect`; the rest takes microseconds."""
+
+    _probes: Probes | None = None
+    _probed: Mapping[int, tuple[str, ...]] = {}
 
     async def check(self) -> None:
         """Raise `CannotRun` if this host can't capture."""
@@ -111,34 +122,82 @@ class Namespaces:
 
         return new_mark()
 
+    # Probes of the host, on Kubernetes. The rules of a workload by its mark.
+
+    def let_probes(self) -> None:
+        """From now on, let the host's own probes into workloads (`redirect.host`)."""
+        from redirect.host import Probes
+
+        self._probes, self._probed = Probes(), {}
+
+    async def admit_probes(self, fd: int, mark: int, addresses: tuple[str, ...]) -> None:
+        """Let them into this one, if that can be done without letting others in; else they are captured."""
+        if self._probes is None:
+            return
+        probed = self._probed.get(mark, ())
+        try:
+            probed = await thread.run(self._probes.admit, mark, fd, addresses)
+        except Exception as error:
+            _log.error("probes of the host are captured", extra={"addresses": addresses, "error": str(error)})
+        self._probed = {**self._probed, mark: probed}
+
+    async def end_probes(self, mark: int, *, dead: bool) -> None:
+        """The workload leaves the mesh, or (`dead`) has ended."""
+        if self._probes is not None and mark in self._probed:
+            self._probed = {known: probed for known, probed in self._probed.items() if known != mark}
+            try:
+                await thread.run(functools.partial(self._probes.leave, mark, dead=dead))
+            except Exception as error:
+                _log.error("probes' rules not removed", extra={"error": str(error)})
+
+    async def watch_probes(self) -> None:
+        """Put back what others remove of the host's rules; for ever."""
+        while True:
+            await trio.sleep(_WATCH_PROBES_SECONDS)
+            try:
+                if self._probes is not None and (drift := await thread.run(self._probes.verify)):
+                    _log.warning("rules for probes were changed by others; put back", extra={"drift": drift[:5]})
+                    await thread.run(self._probes.repair)
+            except Exception as error:
+                _log.error("rules for probes not checked", extra={"error": str(error)})
+
+    async def undo_probes(self) -> None:
+        """Leave nothing for probes on this host, whoever put it there. Raises `CaptureFailed`."""
+        from redirect import host
+        from redirect.capture import CaptureError
+
+        try:
+            await thread.run(host.undo)
+        except CaptureError as error:
+            raise CaptureFailed(str(error), "see the log, then try again") from error
+
     async def apply(self, fd: int, mark: int) -> None:
         """Capture connections that begin from now on. May be repeated. Raises `CaptureFailed`, as the others do."""
-        await _on_thread(fd, mark, lambda capture: capture.apply())
+        await self._on_thread(fd, mark, lambda capture: capture.apply())
 
     async def verify(self, fd: int, mark: int) -> list[str]:
         """How the rules differ from what they should be."""
-        return await _on_thread(fd, mark, lambda capture: capture.verify())
+        return await self._on_thread(fd, mark, lambda capture: capture.verify())
 
     async def undo_syn(self, fd: int, mark: int) -> None:
         """Capture no new connection."""
-        await _on_thread(fd, mark, lambda capture: capture.undo_syn())
+        await self._on_thread(fd, mark, lambda capture: capture.undo_syn())
 
     async def undo(self, fd: int, mark: int) -> None:
         """Leave nothing."""
-        await _on_thread(fd, mark, lambda capture: capture.undo())
+        await self._on_thread(fd, mark, lambda capture: capture.undo())
 
     async def rules(self, fd: int, mark: int) -> list[str]:
         """The rules as they should be, as text without the mark: whoever in the workload knows it isn't captured."""
-        return await _on_thread(fd, mark, _rendered)
+        return await self._on_thread(fd, mark, _rendered)
 
+    async def _on_thread(self, fd: int, mark: int, call: Callable[[Capture], _T]) -> _T:
+        from redirect.capture import Capture, CaptureError
 
-async def _on_thread(fd: int, mark: int, call: Callable[[Capture], _T]) -> _T:
-    from redirect.capture import Capture, CaptureError
-
-    try:
-        return await thread.run(call, Capture(f"/proc/self/fd/{fd}", mark))
-    except CaptureError as error:
-        raise CaptureFailed(str(error), "see the log; `nodectl capture --verify` shows what is there") from error
+        try:
+            return await thread.run(call, Capture(f"/proc/self/fd/{fd}", mark, self._probed.get(mark, ())))
+        except CaptureError as error:
+            raise CaptureFailed(str(error), "see the log; `nodectl capture --verify` shows what is there") from error
 
 
 def _raise_loopback(fd: int) -> None:
@@ -156,5 +215,5 @@ def _rendered(capture: Capture) -> list[str]:
         f"{family.value} mangle {rule.chain} "
         + " ".join("-m mark --mark …" if word.startswith("-m mark ") else word for word in tables.render(family, rule))
         for family in plan.families
-        for rule in plan.rules
+        for rule in plan.rules_of(family)
     ]

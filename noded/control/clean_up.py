@@ -27,13 +27,18 @@ async def run(config: Config, pods: bool, *, namespaces: Namespaces | None = Non
     private_directory(config.run_dir)
     left: list[str] = []
     with only_one(config.run_dir):
+        namespaces = namespaces or Namespaces()
         if config.kubernetes:
             try:
                 await trio.to_thread.run_sync(installer(config).uninstall)
             except OSError as error:
                 left.append(f"the CNI plug-in ({error})")
+            try:
+                await namespaces.undo_probes()
+            except Failure as error:
+                left.append(f"rules for probes ({error})")
         if pods:
-            left += await _release(config, namespaces or Namespaces())
+            left += await _release(config, namespaces)
         if not left:
             for folder in (config.key_dir, config.state_dir, config.run_dir):
                 await trio.to_thread.run_sync(_remove, folder)

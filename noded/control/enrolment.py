@@ -199,6 +199,7 @@ class Enrolments:
         if not await self._workers.until_ready(local.uid, _WORKERS_SECONDS):
             raise NotReady(f"the workers did not take up {local.uid} in time", "see the log, then try again")
         self._records.write(record)
+        await self._namespaces.admit_probes(local.netns, record.mark, record.workload.addresses)
         await self._namespaces.apply(local.netns, record.mark)
         local.state, local.reason = State.READY, ""
 
@@ -233,6 +234,7 @@ class Enrolments:
         try:
             if local is not None:
                 await self._namespaces.undo(local.netns, local.record.mark)
+                await self._namespaces.end_probes(local.record.mark, dead=False)
         finally:
             await self._forget(uid)
 
@@ -247,6 +249,7 @@ class Enrolments:
         _log.warning("namespace is gone", extra={"uid": local.uid, "netns": local.record.netns})
         self._release(local)
         await self._forget(local.uid)
+        await self._namespaces.end_probes(local.record.mark, dead=True)
 
     def _release(self, local: Local) -> None:
         self._workers.workload_down(local.uid, 0)

@@ -1,4 +1,4 @@
-"""What `noded` does besides on a Kubernetes node: pods as assigned, the CNI plug-in's requests, its place in the chain."""
+"""What `noded` does besides on a Kubernetes node: pods as assigned, and the CNI plug-in's requests and chain."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ class Kubernetes:
     """The part of the daemon that knows of pods."""
 
     def __init__(
-        self, config: Config, enrolments: Enrolments, namespaces: Namespaces, connected: Callable[[], bool]
+        self,
+        config: Config,
+        enrolments: Enrolments,
+        namespaces: Namespaces,
+        connected: Callable[[], bool],
+        proc: Path = Path("/proc"),
     ) -> None:
-        self._installer = installer(config)
-        self.assignments = Assignments(enrolments, namespaces, Markers(self._installer.namespaces), connected)
+        self._installer, self._namespaces = installer(config), namespaces
+        namespaces.let_probes()
+        self.assignments = Assignments(enrolments, namespaces, Markers(self._installer.namespaces), connected, proc)
         self._server = CniServer(exchange(config), self._admit, self._gone)
 
     async def run(self) -> None:
@@ -31,6 +37,7 @@ class Kubernetes:
             nursery.start_soon(self.assignments.run)
             nursery.start_soon(self._server.run)
             nursery.start_soon(keep_installed, self._installer)
+            nursery.start_soon(self._namespaces.watch_probes)
 
     async def _admit(self, request: CniRequest) -> None:
         await self.assignments.admit(request.uid, request.pod, request.netns, request.addresses)

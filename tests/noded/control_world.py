@@ -48,6 +48,12 @@ class FakeNamespaces(Namespaces):
         there = os.fstat(fd)
         return NamespaceId(there.st_dev, there.st_ino, 0)
 
+    def let_probes(self) -> None:
+        pass
+
+    async def raise_loopback(self, fd: int) -> None:
+        pass
+
     def addresses(self, fd: int) -> tuple[str, ...]:
         return (os.pread(fd, 100, 0).decode(),)
 

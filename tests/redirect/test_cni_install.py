@@ -7,7 +7,9 @@ import pytest
 
 from redirect.cni.install import NAME, Installer, NotInstalledError
 
-LIST = '{"cniVersion":"0.4.0","name":"kbridge",\n "plugins":[{"type":"bridge","ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]]}},\n {"type":"portmap"}]}'
+LIST = """{"cniVersion":"0.4.0","name":"kbridge",
+ "plugins":[{"type":"bridge","ipam":{"ranges":[[{"subnet":"10.244.1.0/24"}]]}},
+ {"type":"portmap"}]}"""
 SINGLE = '{"cniVersion": "0.3.1", "name": "flat", "type": "bridge", "bridge": "cni0"}'
 
 
