@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kubebed import debian, images, kubernetes
+from kubebed.spec import RUN
 from kubebed.steps import say, step
 
 _NODE_PACKAGES = (
@@ -43,8 +44,6 @@ _PYTHON_HOOKS = (
     'rm -rf "$1"/usr/lib/python3.11/test "$1"/usr/lib/python3.11/lib2to3 "$1"/usr/lib/python3.11/pydoc_data',
 )
 _KEPT_SECONDS = 30 * 24 * 3600
-RECORDS = Path("/run/nodemesh-kubebed")
-"""`NAME/spec.json` names the parts that a cluster which is up was made from."""
 
 
 def folder() -> Path:
@@ -139,7 +138,7 @@ def build() -> Parts:
 
 def _prune() -> None:
     """Remove what no build has asked for in a month, and no cluster that is up was made from."""
-    in_use = "".join(file.read_text() for file in RECORDS.glob("*/spec.json"))
+    in_use = "".join(file.read_text() for file in RUN.glob("*/spec.json"))
     for path in folder().iterdir():
         if path.stat().st_mtime < time.time() - _KEPT_SECONDS and path.name != "lock" and str(path) not in in_use:
             _remove(path)

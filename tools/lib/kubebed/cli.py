@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     up = command("up", "make a cluster (building first if needed) and wait until its nodes are Ready")
     up.add_argument("--nodes", type=int, default=2, metavar="N")
     command("image", "make this checkout's image, localhost/nodemesh:VERSION, and import it on the nodes")
-    command("kubectl", "run kubectl").add_argument("argv", nargs=argparse.REMAINDER)
+    # Every option is kubectl's, and none begins with this.
+    kubectl = commands.add_parser("kubectl", help="run kubectl", prefix_chars="\0", add_help=False)
+    kubectl.add_argument("argv", nargs=argparse.REMAINDER)
     node = command("node", "run a command on a node, or beside the control plane: node NODE|control -- CMD...")
     node.add_argument("node", metavar="NODE|control")
     node.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD")

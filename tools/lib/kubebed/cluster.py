@@ -1,8 +1,4 @@
-"""A cluster that is up, and making and removing one.
-
-Keys, etcd's data, logs and process ids are in `/run/nodemesh-kubebed/NAME`, a tmpfs of its own; the nodes' disks are in
-`/var/lib/nodemesh-kubebed/NAME`.
-"""
+"""A cluster that is up, and making and removing one."""
 
 from __future__ import annotations
 
@@ -20,28 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from kubebed import machine, network, pki, spec
-from kubebed.cache import RECORDS as FOLDER
 from kubebed.cache import Parts
 from kubebed.control import ControlPlane
 from kubebed.errors import KubebedError
 from kubebed.node import CGROUP, Host, remove_cgroups
-from kubebed.spec import CONTROL, Spec
+from kubebed.spec import CONTROL, DISKS, RUN, Spec
 from kubebed.steps import step
 from testbed.network import NETNS, processes, run
 from testbed.processes import Processes
-
-DISKS = Path("/var/lib/nodemesh-kubebed")
 
 
 def names() -> list[str]:
     """The clusters there are, in whatever state."""
     groups = [path / CGROUP for path in machine.hierarchies().values()]
     found = {
-        path.name
-        for folder in (FOLDER, DISKS, *groups)
-        if folder.is_dir()
-        for path in folder.iterdir()
-        if path.is_dir()
+        path.name for folder in (RUN, DISKS, *groups) if folder.is_dir() for path in folder.iterdir() if path.is_dir()
     }
     return sorted(found | {path.name.split("-")[1] for path in NETNS.glob("kb-*-*")})
 
@@ -54,7 +43,7 @@ def find(name: str = "") -> Cluster:
     if not there or (name and name not in there):
         wanted = f"cluster {name} is not up" if name else "no cluster is up"
         raise KubebedError(f"{wanted}; make one with: tools/kubebed up")
-    folder = FOLDER / (name or there[0])
+    folder = RUN / (name or there[0])
     try:
         facts = json.loads((folder / "spec.json").read_text())
         return Cluster(
@@ -86,7 +75,7 @@ class Cluster:
 
     def __init__(self, spec: Spec, parts: Parts) -> None:
         self.spec, self.parts = spec, parts
-        self.folder, self.disks = FOLDER / spec.name, DISKS / spec.name
+        self.folder, self.disks = RUN / spec.name, DISKS / spec.name
         self.processes = Processes(self.folder)
         self.control = ControlPlane(spec, parts, self.folder, self.processes)
         self.hosts = {
@@ -241,12 +230,12 @@ def _remove(name: str) -> None:
     remove_cgroups(groups)
     for namespace in namespaces:
         network.remove(namespace)
-    for folder in (FOLDER / name, DISKS / name):
+    for folder in (RUN / name, DISKS / name):
         while folder.is_mount():
             run(["umount", "--lazy", str(folder)])
         if folder.exists():
             shutil.rmtree(folder)
-    for shared in (FOLDER, DISKS, *(group.parent for group in groups)):
+    for shared in (RUN, DISKS, *(group.parent for group in groups)):
         with contextlib.suppress(OSError):
             shared.rmdir()
 

@@ -73,7 +73,8 @@ class ControlPlane:
 
     def stop_api_server(self) -> None:
         """Stop the API server alone; everything else goes on without it."""
-        self._processes.stop("kube-apiserver", 20)
+        # It would wait a minute for watches to end.
+        self._processes.stop("kube-apiserver", 3)
 
     def await_true(self, process: str, ready: Callable[[], bool], what: str, seconds: float = _SECONDS) -> None:
         """Wait for what `process` does. Raises `KubebedError` with the end of its log."""

@@ -32,14 +32,17 @@ _PATCHES = (
     ("pkg/kubelet/kubelet.go", r"ContainerGCPeriod = time\.Minute", "ContainerGCPeriod = 2 * time.Second"),
     ("pkg/kubelet/kubelet.go", r"housekeepingPeriod = time\.Second \* 2", "housekeepingPeriod = time.Second"),
 )
+_SCRATCH_BYTES = 4 << 30
 _RECIPE = 1
 """To be counted up with a change to how they are built that `KEY` doesn't show."""
 KEY = f"{VERSION}-{hashlib.sha256(repr((_PROGRAMS, _PATCHES, _RECIPE)).encode()).hexdigest()[:10]}"
 
 
 def build(target: Path, work: Path) -> None:
-    """Compile everything into `target/bin`. `work` is scratch: 3 GB, kept when this fails, so that a retry is short."""
+    """Compile everything into `target/bin`. `work`, some GB, is kept when this fails: a retry is short."""
     log = work / "log"
+    if shutil.disk_usage(work).free < _SCRATCH_BYTES:
+        raise KubebedError(f"compiling Kubernetes needs {_SCRATCH_BYTES >> 30} GB at {work}, and there is less")
     go = work / "gopath"
     tree = go / "src/k8s.io/kubernetes"
     environment = {

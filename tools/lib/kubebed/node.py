@@ -24,6 +24,7 @@ from testbed.processes import Processes
 _BOOT = Path(__file__).with_name("boot.sh")
 _SERVICES = Path(__file__).with_name("services.sh")
 _SECONDS = 60.0
+_ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
 CGROUP = "nodemesh-kubebed"
 
 
@@ -109,12 +110,11 @@ class Host:
         if init is None:
             raise KubebedError(f"{self.node.name} is off; switch it on with: tools/kubebed start-node {self.node.name}")
         namespaces = ["--mount", "--net", "--uts", "--ipc", "--pid", "--cgroup"]
-        return ["nsenter", f"--target={init}", *namespaces, "--", *argv]
+        return ["nsenter", f"--target={init}", *namespaces, "--", "env", *_ENVIRONMENT, *argv]
 
     def run(self, argv: list[str], stdin: Any = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
         """Run a program on the node and keep what it says."""
-        environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-        return subprocess.run(self.enter(argv), stdin=stdin, capture_output=True, text=True, env=environment)
+        return subprocess.run(self.enter(argv), stdin=stdin, capture_output=True, text=True)
 
     def stop(self) -> None:
         """Switch it off, like pulling its plug: every process ends; what it wrote stays."""

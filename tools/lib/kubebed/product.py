@@ -36,6 +36,9 @@ def build(target: Path, checkout: Path = CHECKOUT) -> None:
             shutil.copytree(checkout, source, ignore=_not_installed)
             tree = scratch / "project"
             _install(tree, cache.log(), "--no-deps", str(source))
+            # The only thing in it that differs from one run to the next.
+            for record in (tree / _LIBRARIES).glob("*.dist-info/direct_url.json"):
+                record.unlink()
             image.layer(tree, scratch / "project.tar")
             layers = [parts.python, dependencies, scratch / "project.tar"]
             image.archive(target, reference(checkout), layers, ["noded", "--help"], architecture(), project["version"])

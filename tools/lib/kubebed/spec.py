@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from kubebed.errors import KubebedError
 
@@ -23,6 +24,10 @@ API_SERVICE_ADDRESS = "10.96.0.1"
 CONTROL_ADDRESS = "10.99.0.1"
 CONTROL = "control"
 MOST_NODES = 9
+RUN = Path("/run/nodemesh-kubebed")
+"""`NAME/` is a tmpfs of each cluster that is up: its keys, etcd's data, logs, process ids, and what it was made from."""
+DISKS = Path("/var/lib/nodemesh-kubebed")
+"""`NAME/NODE/` is a node's disk."""
 
 
 @dataclass(frozen=True)
