@@ -51,6 +51,9 @@ class FakeNamespaces(Namespaces):
     def let_probes(self) -> None:
         pass
 
+    async def undo_probes(self) -> None:
+        pass
+
     async def raise_loopback(self, fd: int) -> None:
         pass
 

@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from mesh.sync import Assign, Assignment
-from noded.control import daemon
+from noded.control import clean_up, daemon
 from noded.control.assignments import Markers
 from noded.control.cni import parse
-from noded.control.failure import Invalid
+from noded.control.failure import CannotRun, Invalid
 from noded.control.kubernetes import Kubernetes
 from redirect.cni.install import NAME
 from tests.noded.control_world import World, eventually, replace, world
@@ -59,6 +59,11 @@ class Node:
         else:
             os.link(netns, process / "ns" / "net")
         return self.pids
+
+    def mounts_of_the_host(self, folder: str) -> None:
+        there = Path(f"{self.folder}/proc/1/root{folder}")
+        there.mkdir(parents=True)
+        (there / "cni-not-here").write_text("10.77.0.1")
 
     def ends(self, pid: int) -> None:
         shutil.rmtree(self.folder / "proc" / str(pid))
@@ -191,6 +196,48 @@ async def test_the_plug_in_returns_when_its_pod_is_captured(node: Node) -> None:
         assert [step for step, _ in node.mesh.namespaces.log] == ["apply"]
 
 
+@pytest.mark.parametrize("folder", ["/var/run/netns", "/run/netns", "/somewhere"])
+async def test_a_namespace_that_only_the_host_s_mounts_show_is_found_through_process_1(node: Node, folder: str) -> None:
+    async with running(node):
+        web = pod("web")
+        node.mounts_of_the_host(folder.removeprefix("/var"))
+        node.assign(web)
+        assert (await node.calls("ADD", web, f"{folder}/cni-not-here"))[0] == 0
+        await node.has("web")
+        assert await node.calls("DEL", web, f"{folder}/cni-not-here") == (0, None)
+        await node.has()
+
+
+async def test_cleaning_up_leaves_the_host_as_it_was(node: Node) -> None:
+    async with running(node):
+        web, netns = pod("web"), node.mesh.namespace("cni-1", "10.77.0.1")
+        node.assign(web)
+        await node.calls("ADD", web, netns)
+        await node.has("web")
+        with pytest.raises(CannotRun, match="another noded runs"):
+            await clean_up.run(node.mesh.config, pods=True, namespaces=node.mesh.namespaces)
+    node.mesh.namespaces.log.clear()
+    await clean_up.run(node.mesh.config, pods=True, namespaces=node.mesh.namespaces)
+    assert [step for step, _ in node.mesh.namespaces.log] == ["undo"]
+    left = [path.relative_to(node.folder) for path in node.folder.rglob("*") if path.is_file()]
+    assert [str(path) for path in left] == ["net.d/10-net.conflist"]
+    assert (node.folder / "net.d" / "10-net.conflist").read_text() == CONFLIST
+    for folder in (node.mesh.config.run_dir, node.mesh.config.key_dir, node.mesh.config.state_dir):
+        assert not folder.exists()
+    node.mesh.config.key_dir.mkdir()  # the fixture wants to remove it
+
+
+async def test_cleaning_up_without_pods_leaves_them_captured(node: Node) -> None:
+    async with running(node):
+        web, netns = pod("web"), node.mesh.namespace("cni-1", "10.77.0.1")
+        node.assign(web)
+        await node.calls("ADD", web, netns)
+    node.mesh.namespaces.log.clear()
+    await clean_up.run(node.mesh.config, pods=False, namespaces=node.mesh.namespaces)
+    assert node.mesh.namespaces.log == []
+    node.mesh.config.key_dir.mkdir()
+
+
 async def test_the_plug_in_waits_for_the_assignment(node: Node) -> None:
     async with running(node):
         web, netns = pod("web"), node.mesh.namespace("cni-1", "10.77.0.1")
@@ -311,3 +358,52 @@ def test_addresses_of_the_host_s_end_are_not_the_pod_s() -> None:
     }  # fmt: skip
     text = "command=ADD\nnamespace=shop\nname=web\n\n" + json.dumps({"prevResult": result})
     assert parse(text).addresses == ("10.1.0.2", "fd00::2")
+
+
+def by_service_account(mesh: World, roots: bytes) -> None:
+    """The node is to join with what kubelet mounts; any secret that the controller takes stands for the JWT."""
+    mesh.token()
+    secret = (mesh.folder / "token").read_text().rpartition(".")[2]
+    (mesh.folder / "token").write_text(secret + "\n")
+    (mesh.folder / "roots.pem").write_bytes(roots)
+    mesh.config = replace(mesh.config, controller_root_file=mesh.folder / "roots.pem")
+
+
+async def test_a_node_joins_with_its_service_account_s_token_and_the_published_roots() -> None:
+    async with world() as mesh, mesh.controlled():
+        by_service_account(mesh, mesh.controller.authority.bundle)
+        async with mesh.node():
+            await mesh.connected()
+        (mesh.folder / "token").write_text("another, an hour later")
+        async with mesh.node():
+            await mesh.connected()  # with its own certificate: a new token is no reason to join again
+
+
+async def test_a_token_that_has_changed_is_read_anew_at_the_next_attempt() -> None:
+    async with world() as mesh, mesh.controlled():
+        by_service_account(mesh, mesh.controller.authority.bundle)
+        good = (mesh.folder / "token").read_text()
+        (mesh.folder / "token").write_text("stale")
+        async with mesh.node():
+            await mesh.until("/status", lambda s: "did not let this node join" in s["controller"]["last_error"])
+            (mesh.folder / "token").write_text(good)
+            await mesh.connected()
+
+
+async def test_a_controller_under_other_roots_gets_no_token() -> None:
+    async with world() as other, other.controlled():
+        foreign = other.controller.authority.bundle
+        async with world() as mesh, mesh.controlled():
+            by_service_account(mesh, foreign)
+            async with mesh.node():
+                await mesh.until("/status", lambda s: "CERTIFICATE_VERIFY_FAILED" in s["controller"]["last_error"])
+
+
+async def test_roots_that_are_not_published_yet_are_waited_for() -> None:
+    async with world() as mesh, mesh.controlled():
+        by_service_account(mesh, mesh.controller.authority.bundle)
+        (mesh.folder / "roots.pem").rename(mesh.folder / "later.pem")
+        async with mesh.node():
+            await mesh.until("/status", lambda s: "roots.pem cannot be read" in s["controller"]["last_error"])
+            (mesh.folder / "later.pem").rename(mesh.folder / "roots.pem")
+            await mesh.connected()
