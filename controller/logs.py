@@ -34,4 +34,5 @@ def set_up(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("hypercorn").setLevel(logging.WARNING)
+    for chatty in ("hypercorn", "httpx", "httpcore"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
