@@ -211,17 +211,21 @@ def joined(found: Sequence[Json], now: float) -> Iterator[Result]:
     own = version_of_package("nodemesh")
     checks = (
         (
-            "connected",
+            "are connected",
             lambda n: "" if n.get("connected") else "not connected",
-            "is noded running there? `nodectl status`",
+            "`nodectl status` there",
         ),
-        ("in step with the controller", _behind, "its log says why; a snapshot that it rejects leaves it on the last"),
-        ("with a certificate that is not about to expire", lambda n: _expiring(n, now), "`nodectl certs` there"),
+        (
+            "are in step with the controller",
+            _behind,
+            "noded's log there says why",
+        ),
+        ("have certificates that are not about to expire", lambda n: _expiring(n, now), "`nodectl certs` there"),
     )
     for what, test, remedy in checks:
         wrong = [f"{node.get('name')}: {why}" for node in found if (why := test(node))]
-        yield _judged(group, f"all are {what}", wrong, count(len(found), "node"), remedy)
-    others = sorted({str(node.get("version")) for node in found if node.get("version")} - {own})
+        yield _judged(group, f"all {what}", wrong, count(len(found), "node"), remedy)
+    others = sorted({str(node.get("version")).removeprefix("noded/") for node in found if node.get("version")} - {own})
     title = "all are of meshctl's version"
     if others:
         yield warned(group, title, f"{', '.join(others)}; meshctl is {own}", "upgrade nodes and meshctl to one version")

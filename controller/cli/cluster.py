@@ -7,10 +7,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from controller.cli.client import Client
+from controller.cli.replicas import MERGED
 from controller.cli.terminal import progress
 from mesh.present.failure import Exit, Failure, read_answer
 
@@ -242,12 +244,13 @@ def _refusal(code: int, answer: object, request: str) -> Failure:
 class ClusterClient(Client):
     """mesh-controller's HTTP API, asked from inside one of its pods, which is where its socket is.
 
-    One `meshctl relay` there serves the whole command, a JSON line for each request and each answer.
+    One `meshctl relay` in a pod serves the whole command, a JSON line for each request and each answer.
     """
 
     def __init__(self, target: Target) -> None:
         super().__init__(f"{CONTROLLER} in {NAMESPACE}")
         self._target = target
+        self._relays: dict[str, Remote] = {}
 
     @functools.cached_property
     def cluster(self) -> Cluster:
@@ -255,33 +258,51 @@ class ClusterClient(Client):
         return self._target.cluster()
 
     @functools.cached_property
-    def _pod(self) -> str:
+    def _pods(self) -> list[str]:
+        """The controllers that are ready."""
         found = self.cluster.items(f"/api/v1/namespaces/{NAMESPACE}/pods", labelSelector=SELECTOR[CONTROLLER])
-        for pod in found:
-            conditions = (pod.get("status") or {}).get("conditions") or ()
-            if any(c["type"] == "Ready" and c["status"] == "True" for c in conditions):
-                return str(pod["metadata"]["name"])
-        raise Failure(
-            f"no pod of {CONTROLLER} is ready in namespace {NAMESPACE} of {self.cluster.access.server}",
-            "is Nodemesh installed there? `meshctl install`, `meshctl check`",
-            Exit.UNREACHABLE,
-        )
-
-    @functools.cached_property
-    def _relay(self) -> Remote:
-        return self.cluster.remote(self._pod, "controller", ["meshctl", "relay"], stdin=True)
+        ready = [
+            str(pod["metadata"]["name"])
+            for pod in found
+            for condition in (pod.get("status") or {}).get("conditions") or ()
+            if condition["type"] == "Ready" and condition["status"] == "True"
+        ]
+        if not ready:
+            raise Failure(
+                f"no pod of {CONTROLLER} is ready in namespace {NAMESPACE} of {self.cluster.access.server}",
+                "is Nodemesh installed there? `meshctl install`, `meshctl check`",
+                Exit.UNREACHABLE,
+            )
+        return sorted(ready)
 
     def request(
         self, method: str, path: str, query: dict[str, str], body: object, patience: float
     ) -> tuple[int, bytes]:
-        """As the client of the socket does, which is what is asked there."""
+        """As the client of the socket does, which is what is asked there: one controller, or each if they differ."""
         asked = {"method": method, "path": path, "query": query, "body": body, "patience": patience}
-        self.cluster.through(lambda: self._relay.write(json.dumps(asked).encode() + b"\n"))
-        line = self.cluster.through(self._relay.read_line)
-        if self._relay.status is not None:
-            said = self._relay.reason or self._relay.stderr.decode(errors="replace").strip()
-            raise Failure(f"meshctl relay in pod {self._pod} ended: {said[-500:]}", "", Exit.UNREACHABLE)
-        answer = read_answer(line, "meshctl relay", "mesh-controller", self._pod)
+        line = json.dumps(asked).encode() + b"\n"
+        merge = MERGED.get(path) if method == "GET" else None
+        pods = self._pods if merge else self._pods[:1]
+        for pod in pods:
+            self.cluster.through(lambda pod=pod: self._relay(pod).write(line))  # type: ignore[misc]
+        answers = [self._answer(pod) for pod in pods]
+        failed = next((answer for answer in answers if answer[0] != HTTPStatus.OK), None)
+        if merge is None or failed:
+            return failed or answers[0]
+        return HTTPStatus.OK, json.dumps({"items": merge([json.loads(each)["items"] for _, each in answers])}).encode()
+
+    def _relay(self, pod: str) -> Remote:
+        if pod not in self._relays:
+            self._relays[pod] = self.cluster.remote(pod, "controller", ["meshctl", "relay"], stdin=True)
+        return self._relays[pod]
+
+    def _answer(self, pod: str) -> tuple[int, bytes]:
+        relay = self._relay(pod)
+        line = self.cluster.through(relay.read_line)
+        if relay.status is not None:
+            said = relay.reason or relay.stderr.decode(errors="replace").strip()
+            raise Failure(f"meshctl relay in pod {pod} ended: {said[-500:]}", "", Exit.UNREACHABLE)
+        answer = read_answer(line, "meshctl relay", "mesh-controller", pod)
         return int(answer["status"]), str(answer["content"]).encode()
 
 
