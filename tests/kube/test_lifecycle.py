@@ -92,3 +92,10 @@ def test_down_leaves_nothing_even_after_everything_crashed(up: str) -> None:
     assert not any((path / CGROUP / NAME).exists() for path in machine.hierarchies().values())
     assert not any((folder / NAME).exists() for folder in (RUN, DISKS))
     assert "is not up" in typed("down", NAME).stderr
+
+
+def test_down_of_what_is_no_cluster_removes_nothing(tmp_path: Path) -> None:
+    name = os.path.relpath(tmp_path, RUN)
+    done = typed("down", name)
+    assert (done.returncode, "is not up" in done.stderr) == (1, True)
+    assert tmp_path.is_dir()

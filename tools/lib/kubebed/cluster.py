@@ -212,9 +212,11 @@ def make(name: str, nodes: int, parts: Parts) -> Cluster:
 def down(name: str) -> bool:
     """Remove a cluster, whatever became of it. False if there was nothing to remove."""
     with claim(name):
-        there = name in names()
+        # Asked first, since it becomes part of paths that are removed.
+        if name not in names():
+            return False
         _remove(name)
-        return there
+        return True
 
 
 def _remove(name: str) -> None:

@@ -24,7 +24,7 @@ from testbed.processes import Processes
 _BOOT = Path(__file__).with_name("boot.sh")
 _SERVICES = Path(__file__).with_name("services.sh")
 _SECONDS = 60.0
-_ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
+_ENVIRONMENT = ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=xterm")
 CGROUP = "nodemesh-kubebed"
 
 
@@ -110,7 +110,7 @@ class Host:
         if init is None:
             raise KubebedError(f"{self.node.name} is off; switch it on with: tools/kubebed start-node {self.node.name}")
         namespaces = ["--mount", "--net", "--uts", "--ipc", "--pid", "--cgroup"]
-        return ["nsenter", f"--target={init}", *namespaces, "--", "env", *_ENVIRONMENT, *argv]
+        return ["nsenter", f"--target={init}", *namespaces, "--", "env", "-i", *_ENVIRONMENT, *argv]
 
     def run(self, argv: list[str], stdin: Any = subprocess.DEVNULL) -> subprocess.CompletedProcess[str]:
         """Run a program on the node and keep what it says."""

@@ -25,7 +25,7 @@ CONTROL_ADDRESS = "10.99.0.1"
 CONTROL = "control"
 MOST_NODES = 9
 RUN = Path("/run/nodemesh-kubebed")
-"""`NAME/` is a tmpfs of each cluster that is up: its keys, etcd's data, logs, process ids, and what it was made from."""
+"""`NAME/` is a tmpfs for each cluster: its keys, etcd's data, logs, process ids, and what it was made from."""
 DISKS = Path("/var/lib/nodemesh-kubebed")
 """`NAME/NODE/` is a node's disk."""
 
