@@ -51,7 +51,7 @@ def plan(addresses: tuple[str, ...], ipv6: bool) -> Plan:
         ]
         # All of its packets, also those that belong to no socket any more.
         rules.append(Rule(_MARK, "MARK", marks, (connection,), family=family))
-        # A net of one address. Not SNAT: libxt_NAT registers all its targets at once, so that one process has it for one
+        # A net of one address. Not SNAT: libxt_NAT registers all its targets at once, so that a process has it for one
         # family only (libxtables ends the process that tries it again).
         rules.append(Rule(_NAT, "NETMAP", (("to", source),), (Match("mark", "mark", mark), connection), family=family))
     return Plan(families, tuple(rules), (), ())
