@@ -71,11 +71,12 @@ class StatusWriter:
             closed = "; what it selects is closed" if entry.resource is not None else ""
             accepted = Condition("Accepted", "False", "Invalid", (entry.problem + closed)[:_MAX_MESSAGE], of)
             return accepted, Condition("Programmed", "False", "Invalid", "the nodes are not told of it as it is", of)
-        accepted = Condition("Accepted", "True", "Valid", "", of)
+        # No message is empty: API servers of 1.20 that a newer Go built take an empty text for null, and refuse it.
+        accepted = Condition("Accepted", "True", "Valid", "every field is understood", of)
         waiting = [name for name, n in self._nodes().items() if n.connected and (n.acked is None or n.acked < since)]
         if waiting:
             return accepted, Condition("Programmed", "Unknown", "Pending", "nodes have not acknowledged it yet", of)
-        return accepted, Condition("Programmed", "True", "Acknowledged", "", of)
+        return accepted, Condition("Programmed", "True", "Acknowledged", "all connected nodes have it", of)
 
     async def _write(self, kind: str, key: str, entry: Declared, wanted: tuple[Condition, ...]) -> bool:
         namespace, _, name = key.partition("/")

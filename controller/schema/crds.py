@@ -160,7 +160,7 @@ def _columns(kind: Kind) -> list[dict[str, Any]]:
         *(column(*entry) for entry in _COLUMNS[kind.name]),
         column(ACCEPTED, condition(ACCEPTED, "status"), "Whether it makes sense."),
         column(PROGRAMMED, condition(PROGRAMMED, "status"), "Whether the nodes that it concerns have it."),
-        column("Message", condition(ACCEPTED, "message"), "Why it was not accepted.", priority=1),
+        column("Message", condition(ACCEPTED, "message"), "Why it was accepted or not.", priority=1),
         {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     ]
 

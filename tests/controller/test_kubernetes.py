@@ -315,6 +315,7 @@ async def test_conditions_say_whether_a_policy_is_accepted_and_in_force(
 
     def conditions(name: str) -> dict[str, tuple[str, str]]:
         found = ((cluster.get(policies, name, "shop") or {}).get("status") or {}).get("conditions") or []
+        assert all(c["message"] for c in found)
         return {c["type"]: (c["status"], c["reason"]) for c in found}
 
     cluster.put(PODS, pod("web", "10.77.0.5"))
