@@ -30,7 +30,7 @@ _RATIO, _SLACK = 8, 131_072
 is 3.4 times; key updates, each of which costs 12 µs and an answer, are nothing else."""
 
 TICK_SECONDS = 5
-_PING_AFTER, _DEAD_AFTER = 2, 6
+_PING_AFTER, _DEAD_AFTER = 2, 4
 _IDLE_CLIENT = 300 // TICK_SECONDS
 _IDLE_SERVER = 900 // TICK_SECONDS
 

@@ -14,7 +14,7 @@ from mesh.h2 import frames
 from mesh.h2.connection import MAX_QUEUED
 from mesh.h2.frames import ErrorCode
 from noded.data.engine import EPOLLIN, EPOLLOUT
-from noded.data.tunnel import Tunnel
+from noded.data.tunnel import TICK_SECONDS, Tunnel
 from tests.noded.data.loopback import Mesh, fill, mesh, received, reset, until
 
 
@@ -266,7 +266,7 @@ async def test_a_silent_peer_is_asked_for_a_sign_of_life_and_one_that_gives_it_l
 
 async def test_a_dead_peer_is_noticed(pair: Joined) -> None:
     pair.deafen(pair.far)
-    for _ in range(7):
+    for _ in range(1 + 20 // TICK_SECONDS):
         pair.near.tick(0)
         await trio.lowlevel.checkpoint()
     assert pair.near.closed
