@@ -138,7 +138,7 @@ class Daemon:
     async def _serve(self, link: socket.socket, local: socket.socket, started: Callable[[], None]) -> None:
         """Serve nodes and meshctl once there is something to serve them."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.home.run, self.publisher, lambda: self.link.statuses)
+            await nursery.start(self.home.run, self.publisher, lambda: self.link.statuses, self.rotation)
             nursery.start_soon(self.link.serve, link)
             await nursery.start(serve, self.api.application(), local)
             self.ready = True

@@ -12,6 +12,7 @@ from controller.config import Config
 from controller.enrol import Enroller
 from controller.publish import Publisher
 from controller.resources import Resources
+from controller.rotation import Rotation
 from controller.session import NodeStatus
 from controller.store import Store
 from controller.translate import World, world
@@ -68,6 +69,7 @@ class PlainHome:
         self,
         publisher: Publisher,
         nodes: Callable[[], Mapping[str, NodeStatus]],
+        rotation: Rotation,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:

@@ -10,6 +10,7 @@ ones have expired. So at every moment each side trusts whatever the other may sh
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,18 @@ class NotYet(Exception):
     def __init__(self, message: str, *, forcible: bool = False) -> None:
         super().__init__(message)
         self.forcible = forcible
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one replica knows of nodes. It stays true: neither roots nor certificates go back."""
+
+    bundle: str
+    """SHA-256 of the roots that `trusting` have acknowledged, hex."""
+    signer: str
+    """The key that signed all certificates of `renewed`."""
+    trusting: tuple[str, ...]
+    renewed: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +73,34 @@ class Rotation:
     ) -> None:
         self._store, self._authority, self._register, self._nodes = store, authority, register, nodes
         self._where, self._longest, self._clock, self._changed = where, longest, clock, changed
+        self.others: tuple[Report, ...] = ()
+        """What other replicas know of their nodes."""
+
+    @property
+    def phase(self) -> str:
+        """Of the CA, as this replica has it."""
+        return self._authority.material.phase
+
+    def report(self) -> Report:
+        """What this replica knows of its nodes."""
+        bundle, signer = self._authority.bundle, self._authority.signer
+        here = [(name, status) for name, status in self._nodes().items() if status.connected]
+        return Report(
+            hashlib.sha256(bundle).hexdigest(),
+            signer,
+            tuple(sorted(name for name, status in here if status.trusts == bundle)),
+            tuple(sorted(name for name, status in here if not self._old(name, status))),
+        )
+
+    def _old(self, node: str, status: NodeStatus) -> list[str]:
+        """The workloads of a node (`""`: itself) whose certificates were not signed by what signs now."""
+        signer = self._authority.signer
+        return [uid for uid in ("", *self._register.uids(node)) if status.signers.get(uid) != signer]
 
     def progress(self) -> Progress:
         """Where it is now, as far as this replica knows."""
-        phase = self._authority.material.phase
-        step = next(step for step, needed in STEPS.items() if needed == phase)
-        return Progress(phase, step, tuple(self._waiting(step)))
+        step = next(step for step, needed in STEPS.items() if needed == self.phase)
+        return Progress(self.phase, step, tuple(self._waiting(step)))
 
     async def take(self, step: str, *, force: bool = False) -> Progress:
         """Take one step. Raises `NotYet`, `CaError`, or what the store raises."""
@@ -76,6 +111,8 @@ class Rotation:
         if material.phase != STEPS[step]:
             wanted = next(name for name, needed in STEPS.items() if needed == material.phase)
             raise NotYet(f"the CA is in phase {material.phase!r}, where the next step is {wanted!r}, not {step!r}")
+        if material != self._authority.material:
+            raise NotYet("another replica has just taken a step: try again")
         if not force and (waiting := list(self._waiting(step))):
             raise NotYet("; ".join(waiting), forcible=True)
         now = self._clock()
@@ -96,27 +133,28 @@ class Rotation:
         return self.progress()
 
     def _waiting(self, step: str) -> list[str]:
-        nodes = self._nodes()
-        away = [name for name in self._register.nodes if (s := nodes.get(name)) is None or not s.connected]
         if step == "add":
             return []
+        own, nodes = self.report(), self._nodes()
+        reports = (own, *self.others)
+        here = {name: status for name, status in nodes.items() if status.connected}
         if step == "sign":
-            bundle = self._authority.bundle
-            late = [name for name, status in nodes.items() if status.connected and status.trusts != bundle]
+            done = {name for r in reports if r.bundle == own.bundle for name in r.trusting}
+            late = [name for name in here if name not in done]
+            away = [name for name in self._register.nodes if name not in done and name not in here]
             return _named("nodes have not acknowledged the new root yet", late) + _named("nodes are away", away)
         left = self._authority.signing_since + self._longest - self._clock()
         if left <= 0:  # whatever the old root signed has expired
             return []
-        current = self._authority.signer
-        old = []
-        for name, status in nodes.items():
-            if status.connected:
-                old += [
-                    f"{name}: {uid or 'its own'}"
-                    for uid in ("", *self._register.uids(name))
-                    if status.signers.get(uid) != current
-                ]
-        rest = f"; waiting for certificates to expire takes another {left / 3600:.1f} h" if old or away else ""
+        done = {name for r in reports if r.signer == own.signer for name in r.renewed}
+        old = [
+            f"{name}: {uid or 'its own'}"
+            for name, status in here.items()
+            if name not in done
+            for uid in self._old(name, status)
+        ]
+        away = [name for name in self._register.nodes if name not in done and name not in here]
+        rest = f"; they expire within {left / 3600:.1f} h" if old or away else ""
         return _named(f"certificates are not renewed yet{rest}", old) + _named("nodes are away", away)
 
 

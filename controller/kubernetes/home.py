@@ -29,9 +29,11 @@ from controller.kubernetes.objects import Pod
 from controller.kubernetes.register import PodRegister
 from controller.kubernetes.resources import ClusterResources
 from controller.kubernetes.secret import SECRET, SecretCa, material, publish_roots
+from controller.kubernetes.sharing import Sharing
 from controller.kubernetes.status import StatusWriter
 from controller.kubernetes.world import Builder
 from controller.publish import Publisher
+from controller.rotation import Rotation
 from controller.session import NodeStatus
 from controller.translate import World
 from controller.trust import CaError, Conflict, Material, new_material
@@ -114,6 +116,7 @@ class ClusterHome:
         self,
         publisher: Publisher,
         nodes: Callable[[], Mapping[str, NodeStatus]],
+        rotation: Rotation,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -135,6 +138,7 @@ class ClusterHome:
                 await self._ca_changed.wait()
             self._changed()
             await publisher.settled()
+            nursery.start_soon(Sharing(self.client, self._root_namespace, self.leadership.me, rotation).run)
             task_status.started()
 
     def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:

@@ -83,8 +83,16 @@ class PodRegister:
 
     @property
     def nodes(self) -> Mapping[str, Node]:
-        """The cluster's."""
-        return {n.name: Node(n.name, (), "", "", n.created) for n in self.cluster.nodes.objects.values()}
+        """The cluster's that noded runs on."""
+        return {
+            node.name: Node(node.name, (), "", "", node.created)
+            for node in self.cluster.nodes.objects.values()
+            if any(
+                (pod.namespace, pod.service_account) == (self._root_namespace, token_review.ACCOUNT)
+                and not pod.finished
+                for pod in self.cluster.on_node(node.name).values()
+            )
+        }
 
     @property
     def enrolled(self) -> Mapping[str, Enrolled]:

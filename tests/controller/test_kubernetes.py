@@ -16,6 +16,7 @@ from cryptography import x509
 from controller.daemon import Daemon, Ports
 from controller.kubernetes.home import ClusterHome
 from controller.kubernetes.objects import ENROLLED
+from controller.rotation import NotYet
 from controller.trust import new_root
 from mesh.model import Enrolment
 from mesh.sync import Ack, Assign, FromController, FromNode, Join, Joined, Reader, Refused, Signed, Trust, frame
@@ -354,3 +355,32 @@ async def test_it_is_not_ready_before_it_has_read_the_cluster(cluster: FakeKuber
         assert (await http.get(url)).status_code == 200
         replica.daemon.ready = False
         assert (await http.get(url)).status_code == 503
+
+
+async def test_a_root_is_rotated_with_nodes_on_several_replicas(
+    cluster: FakeKubernetes, replica: Replica, tmp_path: Path
+) -> None:
+    async with running(cluster, tmp_path / "b") as other:
+        first, second = await replica.joined(cluster, "node-a"), await other.joined(cluster, "node-b")
+        await until(lambda: len(replica.daemon.home.register.nodes) == 2)
+        async with connected(replica.port, first) as a, connected(other.port, second) as b:
+            rotation = replica.daemon.rotation
+            await rotation.take("add")
+            with pytest.raises(NotYet, match="node-b"):
+                await rotation.take("sign")
+            await until(lambda: not rotation.progress().waiting)
+            await rotation.take("sign")
+            await until(lambda: other.daemon.rotation.phase == "signing")
+            for node in (a, b):
+                assert not isinstance(await node.sign("", csr_for(new_key())), Refused)
+            await until(lambda: not rotation.progress().waiting)
+            await rotation.take("drop")
+            for node in (a, b):
+                await node.until(
+                    lambda n=node: (
+                        [m for m in n.messages if isinstance(m, Trust)][-1].roots == replica.daemon.authority.bundle
+                    ),
+                    "the new root alone",
+                )
+        lease = "apis/coordination.k8s.io/v1/leases"
+        await until(lambda: not (cluster.get(lease, "nodemesh-controller", NS) or {})["metadata"].get("annotations"))
