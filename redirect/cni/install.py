@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class Installer:
                     path.unlink()
                 folder.rmdir()
         if self.state_dir.is_dir() and not any(self.state_dir.iterdir()):
-            self.state_dir.rmdir()
+            with suppress(OSError):  # in a container it is a mount, which stays
+                self.state_dir.rmdir()
 
     def _origin(self, path: Path, kept: dict[str, Path]) -> Path | None:
         """What `path` was made from, unless somebody has changed it since."""

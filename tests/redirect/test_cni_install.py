@@ -1,6 +1,7 @@
 """The plug-in's place in the chain that a container runtime uses."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,20 @@ def test_uninstalling_what_never_was_installed_changes_nothing(installer: Instal
     before = files(installer)
     installer.uninstall()
     assert files(installer) == before
+
+
+@pytest.mark.root
+def test_uninstalling_succeeds_where_the_state_folder_is_a_mount(installer: Installer) -> None:
+    path = put(installer, "10-net.conflist", LIST)
+    installer.state_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", installer.state_dir], check=True)
+    try:
+        installer.ensure()
+        installer.uninstall()
+        assert path.read_text() == LIST
+        assert list(installer.state_dir.iterdir()) == []
+    finally:
+        subprocess.run(["umount", installer.state_dir], check=True)
 
 
 def test_no_file_that_a_runtime_would_read_is_ever_half_written(installer: Installer) -> None:
