@@ -17,6 +17,8 @@ _APPARMOR_FIELD = (1, 30)
 _POLICY_V1 = (1, 21)
 SETTINGS_ANNOTATION = "nodemesh.dev/settings"
 """On the namespace: the settings of the last installation, for the next upgrade."""
+TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
+"""A DaemonSet's annotation; its pods have the number as the label `pod-template-generation`."""
 PART_OF = "app.kubernetes.io/part-of=nodemesh"
 SETTINGS = {
     "image": "of noded and the controller",
@@ -55,31 +57,37 @@ def version_of(answer: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def objects(version: tuple[int, int], settings: Mapping[str, str]) -> list[Json]:
-    """All objects, in the order in which they are to be applied."""
+    """All objects, in the order in which they are to be applied; with no settings just as they are packaged."""
     overlay = "current" if version >= _APPARMOR_FIELD else "kubernetes-1.20"
     found = render(MANIFESTS / "overlays" / overlay)
     for body in found:
-        _set(body, settings)
         if body["kind"] == "PodDisruptionBudget":  # v1beta1 went with 1.25, before the overlays' border
             body["apiVersion"] = "policy/v1" if version >= _POLICY_V1 else "policy/v1beta1"
+        elif body["kind"] == "Namespace" and settings:
+            text = json.dumps(dict(sorted(settings.items())))
+            body["metadata"].setdefault("annotations", {})[SETTINGS_ANNOTATION] = text
+        elif body["kind"] in ("Deployment", "DaemonSet"):
+            _set_workload(body, settings)
+        elif "controller.yaml" in body.get("data", {}) and (stated := _of_controller(settings)):
+            config = yaml.safe_load(body["data"]["controller.yaml"])
+            body["data"]["controller.yaml"] = yaml.safe_dump(config | stated, sort_keys=False)
     return found
 
 
-def _set(body: Json, settings: Mapping[str, str]) -> None:
-    if body["kind"] == "Namespace":
-        if settings:
-            text = json.dumps(dict(sorted(settings.items())))
-            body["metadata"].setdefault("annotations", {})[SETTINGS_ANNOTATION] = text
-    elif body["kind"] in ("Deployment", "DaemonSet"):
-        for container in body["spec"]["template"]["spec"]["containers"]:
-            for key in ("image", "imagePullPolicy"):
-                container[key] = settings.get(key, container[key])
-        if body["kind"] == "Deployment" and "controllerReplicas" in settings:
-            body["spec"]["replicas"] = int(settings["controllerReplicas"])
-    elif body["kind"] == "ConfigMap" and "controller.yaml" in body["data"]:
-        config = yaml.safe_load(body["data"]["controller.yaml"])
-        if stated := {key: settings[key] for key in ("trustDomain", "cluster") if key in settings}:
-            body["data"]["controller.yaml"] = yaml.safe_dump(config | stated, sort_keys=False)
+def _of_controller(settings: Mapping[str, str]) -> dict[str, str]:
+    """Those that are in its configuration file."""
+    return {key: settings[key] for key in ("trustDomain", "cluster") if key in settings}
+
+
+def _set_workload(body: Json, settings: Mapping[str, str]) -> None:
+    template = body["spec"]["template"]
+    for container in template["spec"]["containers"]:
+        for key in ("image", "imagePullPolicy"):
+            container[key] = settings.get(key, container[key])
+    if body["kind"] == "Deployment":
+        body["spec"]["replicas"] = int(settings.get("controllerReplicas", body["spec"]["replicas"]))
+        if stated := _of_controller(settings):  # a change of the file alone would not restart what has read it
+            template["metadata"]["annotations"][SETTINGS_ANNOTATION] = json.dumps(dict(sorted(stated.items())))
 
 
 def settings_of(namespace: Mapping[str, Any]) -> dict[str, str]:
@@ -128,4 +136,6 @@ def comparable(body: Mapping[str, Any]) -> str:
     shown = {key: value for key, value in body.items() if key != "status"}
     assigned = ("managedFields", "resourceVersion", "uid", "creationTimestamp", "generation", "selfLink")
     shown["metadata"] = {key: value for key, value in body["metadata"].items() if key not in assigned}
+    if annotations := shown["metadata"].get("annotations"):
+        shown["metadata"]["annotations"] = {k: v for k, v in annotations.items() if k != TEMPLATE_GENERATION}
     return str(yaml.dump(shown, Dumper=_Dumper, sort_keys=True))

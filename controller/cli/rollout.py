@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from controller.cli.cluster import CONTROLLER, NAMESPACE, NODED, SELECTOR, Cluster
+from controller.cli.deployment import TEMPLATE_GENERATION
 from mesh.present.failure import Failure
 from mesh.present.units import age
 
@@ -88,7 +89,7 @@ def nodes_ready(cluster: Cluster, waiting: Waiting, name: str = NODED) -> None:
         body = cluster.get(f"{_APPS}/daemonsets/{name}")
         status = body.get("status") or {}
         seen = status.get("observedGeneration", 0) >= body["metadata"]["generation"]
-        generation = str(body["metadata"]["generation"])
+        generation = (body["metadata"].get("annotations") or {}).get(TEMPLATE_GENERATION, "")
         if seen:
             for node in _ready_nodes(cluster, name, generation):
                 if node not in told:
@@ -107,7 +108,7 @@ def nodes_ready(cluster: Cluster, waiting: Waiting, name: str = NODED) -> None:
 
 def _ready_nodes(cluster: Cluster, name: str, generation: str) -> Iterator[str]:
     for pod in pods(cluster, name):
-        of = pod["metadata"].get("labels", {}).get("pod-template-generation", generation)
+        of = pod["metadata"].get("labels", {}).get("pod-template-generation", "")
         if of == generation and _condition(pod, "Ready"):
             yield str(pod["spec"].get("nodeName"))
 
