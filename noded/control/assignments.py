@@ -26,6 +26,7 @@ from noded.control.enrolment import Enrolments, Local, State
 from noded.control.failure import Failure, NotReady
 from noded.control.pods import Sandbox
 from noded.control.records import NamespaceId, Request
+from redirect.netns import NamespaceError
 
 _log = logging.getLogger(__name__)
 _AGAIN_SECONDS, _LOOK_SECONDS = 5.0, 30.0
@@ -169,7 +170,7 @@ class Assignments:
         async with self._alone(uid):
             try:
                 await self._bring(uid, running)
-            except Failure as error:
+            except (Failure, NamespaceError, OSError) as error:
                 if self._said.get(uid) != str(error):
                     _log.warning("pod not as assigned", extra={"uid": uid, "error": str(error)})
                 self._said[uid] = str(error)
