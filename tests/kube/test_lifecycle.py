@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -80,7 +81,8 @@ def test_down_leaves_nothing_even_after_everything_crashed(up: str) -> None:
     namespaces, leg = bed.spec.namespaces, Path("/sys/class/net") / bed.spec.leg
     assert leg.exists()
     for pid in processes(namespaces):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     (bed.folder / "spec.json").write_text("{")
     assert "is incomplete" in typed("-n", NAME, "status").stderr
     done = typed("down", NAME)
