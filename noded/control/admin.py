@@ -61,7 +61,7 @@ def metrics_application(parts: Parts) -> Starlette:
 
 
 def ready_application(parts: Parts) -> Starlette:
-    """What `readyAddress` serves: whether the workers run and have a snapshot, else 503 and why not; and that we live."""
+    """What `readyAddress` serves: whether the workers run and have a snapshot, else 503 and why; and that we live."""
 
     async def ready(_request: Request) -> Response:
         if parts.workers.draining:
