@@ -11,6 +11,7 @@ import click
 
 from controller.cli import columns
 from controller.cli.client import Client
+from controller.cli.rotate import rotate
 from controller.cli.terminal import show, watch
 from mesh.present import columns as mesh_columns
 from mesh.present.failure import Exit, Failure
@@ -147,11 +148,14 @@ def check(context: click.Context, look: Look, source: str, target: str, address:
 
 
 @examples("meshctl ca", "meshctl ca -o pem > roots.pem")
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("-o", "--output", type=click.Choice(["table", "wide", "pem", "json", "yaml"]), default="table")
-@click.pass_obj
-def ca(client: Client, output: str) -> None:
-    """Show the certificate authority's roots."""
+@click.pass_context
+def ca(context: click.Context, output: str) -> None:
+    """Show the certificate authority's roots, or rotate them."""
+    if context.invoked_subcommand is not None:
+        return
+    client: Client = context.obj
     answer = client.get("/v1/ca")
     if output == "pem":
         click.echo("".join(str(root["pem"]).rstrip() + "\n" for root in answer["roots"]), nl=False)
@@ -167,3 +171,6 @@ def ca(client: Client, output: str) -> None:
     ]
     click.echo(fields(pairs) + "\n", nl=False)
     click.echo(look.table(answer.get("roots", []), columns.ROOTS, time.time()), nl=False)
+
+
+ca.add_command(rotate)

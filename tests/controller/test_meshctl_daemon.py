@@ -134,3 +134,19 @@ def test_what_is_not_there_exits_1_with_what_there_is(meshctl: Meshctl) -> None:
 def test_the_roots_can_be_had_as_pem(meshctl: Meshctl) -> None:
     assert meshctl("ca", "-o", "pem").out.startswith("-----BEGIN CERTIFICATE-----\n")
     assert "cluster.local" in meshctl("ca").out
+
+
+def test_the_root_is_rotated_step_by_step_or_all_at_once(meshctl: Meshctl) -> None:
+    before = meshctl("ca", "-o", "pem").out
+    out_of_turn = meshctl("ca", "rotate", "--step", "drop")
+    assert out_of_turn.status == 1
+    assert "next step is 'add'" in out_of_turn.err
+    assert "add:" in meshctl("ca", "rotate", "--step", "add").out
+    both = meshctl("ca", "-o", "pem").out
+    assert both.startswith(before)
+    rest = meshctl("ca", "rotate")
+    assert [line.partition(":")[0] for line in rest.out.splitlines()] == ["sign", "drop"]
+    after = meshctl("ca", "-o", "pem").out
+    assert after.count("BEGIN") == 1
+    assert after != before
+    assert after in both
