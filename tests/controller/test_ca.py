@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from controller.ca import Authority, CaError, CsrError, public_key_of
+from controller.trust import Material, add_root, new_material
 from tests.controller.client import csr_for, new_key
 
 NOW = 1_800_000_000.0
@@ -106,3 +108,56 @@ def test_a_csr_signed_by_another_key_is_refused() -> None:
 def test_what_is_no_csr_is_refused(pem: bytes) -> None:
     with pytest.raises(CsrError):
         public_key_of(pem)
+
+
+def an_intermediate(authority: Authority) -> Material:
+    """The user's own: signed by `authority`'s root, without the SPIFFE names that ours have."""
+    key = new_key()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mesh intermediate")])
+    root = authority.roots[0]
+    issuer = load_pem_private_key(authority.material.key, None)
+    assert isinstance(issuer, ec.EllipticCurvePrivateKey)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(root.subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(root.not_valid_before_utc)
+        .not_valid_after(root.not_valid_after_utc - timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(issuer, hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Material(pem, certificate.public_bytes(Encoding.PEM), authority.bundle)
+
+
+def test_a_users_intermediate_signs_and_goes_with_each_certificate(tmp_path: Path) -> None:
+    upper = Authority.at(tmp_path, "cluster.local", NOW)
+    authority = Authority("cluster.local")
+    assert authority.adopt(an_intermediate(upper), "a Secret", NOW)
+    issued = authority.issue("spiffe://cluster.local/ns/a/sa/b", new_key().public_key(), DAY, NOW)
+    leaf, between = x509.load_pem_x509_certificates(issued.chain)
+    leaf.verify_directly_issued_by(between)
+    between.verify_directly_issued_by(upper.roots[0])
+    chain = x509.load_pem_x509_certificates(authority.server_credential(["127.0.0.1"], DAY, NOW)[0].chain)
+    assert chain[1:] == [between, upper.roots[0]]  # a node that joins by the root's hash finds it there
+    with pytest.raises(CaError, match="intermediate of yours"):
+        add_root(authority.material, "cluster.local", NOW)
+
+
+def test_what_does_not_belong_together_is_not_adopted(tmp_path: Path) -> None:
+    upper = Authority.at(tmp_path, "cluster.local", NOW)
+    authority, good = Authority("cluster.local"), an_intermediate(upper)
+    authority.adopt(good, "a Secret", NOW)
+    other = new_material("cluster.local", NOW)
+    for bad, why in (
+        (replace(good, key=other.key), "do not belong together"),
+        (replace(good, roots=other.roots), "does not end in one of the roots"),
+        (replace(good, chain=good.chain + other.chain), "not signed by the next"),
+        (replace(good, key=b"rubbish"), "does not hold a PEM key"),
+        (new_material("other.domain", NOW), "not of trustDomain cluster.local"),
+    ):
+        with pytest.raises(CaError, match=why):
+            authority.adopt(bad, "a Secret", NOW)
+        assert authority.material == good
