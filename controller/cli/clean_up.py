@@ -68,5 +68,9 @@ def _undo(pod: Mapping[str, Any]) -> tuple[Json, Json]:
     all_ = (*pod.get("initContainers", ()), *pod["containers"])
     noded = next(container for container in all_ if container["name"] in (NODED, _UNDO))
     undo = {key: value for key, value in noded.items() if not key.endswith("Probe") and key != "ports"}
-    undo |= {"name": _UNDO, "args": [arg for arg in noded["args"] if arg not in _TASK] + list(_TASK)}
+    undo |= {
+        "name": _UNDO,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "args": [arg for arg in noded["args"] if arg not in _TASK] + list(_TASK),
+    }
     return undo, {key: noded[key] for key in ("image", "imagePullPolicy") if key in noded}

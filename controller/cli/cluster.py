@@ -176,9 +176,14 @@ class Cluster:
         headers = {"accept": "application/json", "content-type": kind}
         headers |= {"authorization": f"Bearer {token}"} if token else {}
         content = None if body is None else json.dumps(body).encode()
+        request = self._http.build_request(method, path, params=dict(query or {}), content=content, headers=headers)
         try:
             with progress("waiting for the cluster"):
-                answer = self._http.request(method, path, params=dict(query or {}), content=content, headers=headers)
+                try:
+                    answer = self._http.send(request)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    # The server ended an idle connection as we took it up. All that is asked here can be asked twice.
+                    answer = self._http.send(request)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         try:

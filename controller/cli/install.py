@@ -225,15 +225,16 @@ def _stop_nodes(cluster: Cluster, waiting: Waiting) -> None:
     from controller.cli.rollout import nodes_ready, pods, say
 
     there = cluster.find(f"{_APPS}/daemonsets/{NODED}")
-    if there is None:
-        if cluster.find(f"{_APPS}/daemonsets/{clean_up.NAME}") is None:
-            return
-    else:
+    if there is None and cluster.find(f"{_APPS}/daemonsets/{clean_up.NAME}") is None:
+        return
+    if there is not None:
         # First what does the cleaning, so that this can be taken up again if it is interrupted after noded is gone.
         cluster.apply(clean_up.daemonset(there, paused=True))
         cluster.delete(f"{_APPS}/daemonsets/{NODED}")
         say("ending noded")
         waiting.until(lambda: not any(pods(cluster, NODED)), "noded ended")
+    for pod in pods(cluster, clean_up.NAME):  # of an attempt before: it may be waiting long for its next one
+        cluster.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}")
     body = cluster.get(f"{_APPS}/daemonsets/{clean_up.NAME}")
     cluster.apply(clean_up.daemonset(body, paused=False))
     say("undoing what it did on each node")

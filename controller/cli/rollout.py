@@ -130,5 +130,5 @@ def _raise_if_stuck(cluster: Cluster, name: str) -> None:
             if reason in _STUCK and (reason != "CrashLoopBackOff" or container.get("restartCount", 0) >= 3):
                 where = f"pod {pod['metadata']['name']} on {pod['spec'].get('nodeName')}"
                 last = ((container.get("lastState") or {}).get("terminated") or {}).get("message") or ""
-                text = waiting.get("message") or last or container.get("image")
+                text = last.strip() or waiting.get("message") or container.get("image")
                 raise Failure(f"{where} cannot run: {reason}: {text}", _STUCK[reason])

@@ -91,6 +91,7 @@ class FakeCluster(FakeKubernetes):
         return JSONResponse({"kind": "APIResourceList", "groupVersion": path, "resources": resources})
 
     async def _object(self, request: Request, collection: str, namespace: str, name: str, sub: str) -> Response:
+        await request.body()  # else the connection cannot be used again
         if request.method == "PATCH" and "apply-patch" in request.headers["content-type"]:
             assert request.query_params["fieldManager"] == "meshctl"
             return JSONResponse(self._apply(collection, await request.json(), "dryRun" in request.query_params))
