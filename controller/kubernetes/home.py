@@ -19,6 +19,7 @@ import trio
 
 from controller.ca import Authority
 from controller.config import Config
+from controller.kubernetes import kubeconfig
 from controller.kubernetes.access import Access
 from controller.kubernetes.assigner import Assigner
 from controller.kubernetes.client import Client, ClusterError
@@ -57,7 +58,7 @@ class ClusterHome:
         changed: Callable[[], None],
         root_namespace: str,
     ) -> None:
-        access = Access.from_kubeconfig(config.kubeconfig) if config.kubeconfig else Access.in_cluster()
+        access = kubeconfig.load([config.kubeconfig]) if config.kubeconfig else Access.in_cluster()
         self.client = Client(access)
         self._config, self.authority, self._clock, self._changed = config, authority, clock, changed
         self._root_namespace = root_namespace

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from controller.ca import Authority
-from controller.kubernetes.access import Access
+from controller.kubernetes import kubeconfig
 from controller.kubernetes.client import Client
 from controller.kubernetes.secret import SecretCa
 from controller.trust import CaStore, Conflict, FolderCa, add_root, drop_old, new_material, sign_with_new
@@ -35,7 +35,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         async with fake_kubernetes() as server, Client(server.access) as client:
             yield SecretCa(client, "nodemesh-system")
     else:
-        async with Client(Access.from_kubeconfig(Path(REAL))) as client:
+        async with Client(kubeconfig.load([Path(REAL)])) as client:
             name = f"nodemesh-test-{secrets.token_hex(4)}"
             await client.create("/api/v1/namespaces", {"metadata": {"name": name}})
             try:
