@@ -1,0 +1,204 @@
+"""The mesh on a real cluster, from `meshctl install` to `meshctl uninstall`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubebed.cluster import Cluster
+from kubebed.images import BUSYBOX
+from tests.kube.pods import Space, eventually, pod, space, web
+
+MESHCTL = str(Path(sys.executable).with_name("meshctl"))
+STRICT = {
+    "apiVersion": "nodemesh.dev/v1alpha1",
+    "kind": "PeerAuthentication",
+    "metadata": {"name": "default"},
+    "spec": {"mtls": {"mode": "STRICT"}},
+}
+
+
+class Mesh:
+    """meshctl, on this cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def ctl(self, *argv: str, expect: int = 0) -> str:
+        """What meshctl prints."""
+        done = subprocess.run(
+            [MESHCTL, *argv],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
+        )
+        assert done.returncode == expect, f"meshctl {' '.join(argv)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def items(self, *argv: str) -> list[dict[str, Any]]:
+        """The rows of a list."""
+        rows: list[dict[str, Any]] = json.loads(self.ctl(*argv, "-o", "json"))["items"]
+        return rows
+
+    def meshed(self, namespace: str) -> set[str]:
+        """Names of the pods of a namespace that are in the mesh."""
+        return {row["name"] for row in self.items("workloads") if row["namespace"] == namespace and row["meshed"]}
+
+    def opened(self, source: str, destination: str) -> int:
+        """Connections over mutual TLS that the destination's node has seen."""
+        return sum(
+            edge["opened"]
+            for edge in self.items("edges")
+            if (edge["source"]["workload"], edge["destination"]["workload"]) == (source, destination)
+            and (edge["reporter"], edge["security"]) == ("destination", "mutual_tls")
+        )
+
+
+@pytest.fixture(scope="module")
+def mesh(cluster: Cluster) -> Iterator[Mesh]:
+    made = Mesh(cluster)
+    before = _left(cluster)
+    made.ctl("install")
+    try:
+        yield made
+    finally:
+        made.ctl("uninstall", "--yes")
+    eventually(lambda: _left(cluster) == before)
+
+
+def _left(cluster: Cluster) -> dict[str, str]:
+    """What an installation might leave: CNI entries and programs, rules of the hosts, our objects."""
+    look = (
+        "cat /etc/cni/net.d/*; ls /etc/cni/net.d /opt/cni/bin | sort; "
+        "for t in raw nat mangle filter; do iptables-legacy-save -t $t | grep -i nodemesh; done; "
+        "ls /run/nodemesh /var/lib/cni/nodemesh 2>/dev/null; true"
+    )
+    left = {
+        host.name: subprocess.run(
+            cluster.enter(host.name, ["sh", "-c", look]), capture_output=True, text=True, check=True
+        ).stdout
+        for host in cluster.spec.nodes
+    }
+    left["namespace"] = cluster.kubectl("get", "namespace", "nodemesh-system", "--ignore-not-found", "-o", "name")
+    return left
+
+
+@pytest.fixture
+def shop(mesh: Mesh, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
+    """An enrolled namespace."""
+    with space(cluster, f"shop-{os.getpid()}-{abs(hash(request.node.name)) % 10000}") as made:
+        cluster.kubectl("label", "namespace", made.name, "nodemesh.dev/mode=enabled")
+        yield made
+
+
+def service(name: str, **spec: Any) -> dict[str, Any]:
+    ports = [{"name": "http", "port": 80, "targetPort": 8080}]
+    settings = {"selector": {"app": name}, "ports": ports} | spec
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": settings}
+
+
+def idle(name: str, node: str, **spec: Any) -> dict[str, Any]:
+    return pod(name, node, ["sleep", "100000"], **spec)
+
+
+def vip(shop: Space, name: str) -> str:
+    return str(shop.cluster.get("-n", shop.name, "service", name)["spec"]["clusterIP"])
+
+
+def test_a_request_between_nodes_goes_through_a_tunnel(mesh: Mesh, shop: Space) -> None:
+    shop.apply(service("web"))
+    shop.start(web("web", "node-b"), idle("client", "node-a"))
+    eventually(lambda: shop.fetch("client", vip(shop, "web")) == "web")
+    assert mesh.meshed(shop.name) == {"web", "client"}
+    eventually(lambda: mesh.opened("client", "web") >= 1)
+
+
+def test_a_job_whose_first_act_is_to_connect_is_captured_and_completes(mesh: Mesh, shop: Space) -> None:
+    shop.apply(service("web"), STRICT)
+    shop.start(web("web", "node-b"))
+    template = pod("first", "node-a", ["wget", "-q", "-O", "-", f"http://{vip(shop, 'web')}/"], restartPolicy="Never")
+    template.pop("apiVersion"), template.pop("kind")
+    template["metadata"].pop("name")
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "first"},
+        "spec": {"backoffLimit": 0, "template": template},
+    }
+    shop.apply(job)
+    shop.kubectl("wait", "--for=condition=Complete", "--timeout=60s", "job/first")
+    assert shop.kubectl("logs", "job/first").strip() == "web"
+
+
+def test_under_strict_kubelets_probes_pass_and_plaintext_does_not(mesh: Mesh, shop: Space, cluster: Cluster) -> None:
+    shop.apply(STRICT)
+    by_tcp = web("by-tcp", "node-a")
+    by_tcp["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
+    by_exec = web("by-exec", "node-b")
+    by_exec["spec"]["containers"][0]["readinessProbe"] = {"exec": {"command": ["true"]}, "periodSeconds": 1}
+    shop.start(web("by-http", "node-b"), by_tcp, by_exec, idle("client", "node-a"))
+    assert shop.fetch("client", f"{shop.address('by-http')}:8080") == "by-http"
+    with space(cluster, f"outside-{os.getpid()}") as outside:
+        outside.start(idle("outsider", "node-b"))
+        assert outside.fetch("outsider", f"{shop.address('by-http')}:8080") == ""
+        assert outside.fetch("outsider", f"{shop.address('by-tcp')}:8080") == ""
+
+
+def test_a_headless_service_and_an_init_container_work(mesh: Mesh, shop: Space) -> None:
+    shop.apply(service("web", clusterIP="None"))
+    shop.start(web("web", "node-b"))
+    look = {
+        "name": "look",
+        "image": BUSYBOX,
+        "command": ["wget", "-q", "-O", "-", f"http://{shop.address('web')}:8080/"],
+    }
+    shop.start(idle("client", "node-a", initContainers=[look]))
+    assert shop.kubectl("logs", "client", "-c", "look").strip() == "web"
+
+
+def test_a_pod_leaves_the_mesh_with_its_label_and_one_that_ran_before_joins(mesh: Mesh, shop: Space) -> None:
+    shop.start(idle("leaver", "node-a"))
+    eventually(lambda: mesh.meshed(shop.name) == {"leaver"})
+    shop.kubectl("label", "pod", "leaver", "nodemesh.dev/mode=disabled")
+    eventually(lambda: mesh.meshed(shop.name) == set())
+    shop.kubectl("label", "pod", "leaver", "nodemesh.dev/mode=enabled", "--overwrite")
+    eventually(lambda: mesh.meshed(shop.name) == {"leaver"})
+
+
+def test_pods_outside_the_mesh_and_on_the_hosts_network_are_left_alone(
+    mesh: Mesh, cluster: Cluster, shop: Space
+) -> None:
+    shop.start(idle("host", "node-a", hostNetwork=True), idle("in", "node-a"))
+    with space(cluster, f"plain-{os.getpid()}") as plain:
+        plain.start(web("web", "node-b"), idle("client", "node-a"))
+        assert plain.fetch("client", f"{plain.address('web')}:8080") == "web"
+        assert mesh.meshed(plain.name) == set()
+    eventually(lambda: mesh.meshed(shop.name) == {"in"})
+
+
+def test_an_authorization_policy_of_the_cluster_is_enforced(mesh: Mesh, shop: Space) -> None:
+    shop.start(web("web", "node-b"), idle("client", "node-a"))
+    at = f"{shop.address('web')}:8080"
+    eventually(lambda: shop.fetch("client", at) == "web")
+    deny = {
+        "apiVersion": "nodemesh.dev/v1alpha1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "nobody"},
+        "spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": [shop.name]}}]}]},
+    }
+    shop.apply(deny)
+    eventually(lambda: shop.fetch("client", at) == "")
+    shop.kubectl("delete", "authorizationpolicies.nodemesh.dev", "nobody")
+    eventually(lambda: shop.fetch("client", at) == "web")
+
+
+def test_check_finds_the_mesh_well(mesh: Mesh) -> None:
+    assert "0 failed" in mesh.ctl("check")
