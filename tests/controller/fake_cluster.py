@@ -182,10 +182,14 @@ class FakeCluster(FakeKubernetes):
         return wanted.items() <= labels.items() and super()._chosen(request, namespace, body)
 
     async def _exec(self, socket: WebSocket) -> None:
-        """Answers each line of standard input, or without it once."""
-        await socket.accept(subprotocol="v4.channel.k8s.io")
+        """Answers each line of standard input, or without it once. Pods `refused` and `cut` are what they are named."""
         words = socket.query_params.getlist("command")
         pod = socket.path_params["pod"]
+        if pod == "refused":
+            return await socket.close(1008)
+        await socket.accept(subprotocol="v4.channel.k8s.io")
+        if pod == "cut":
+            return await socket.close()
         if socket.query_params.get("stdin") != "true":
             status, out, error = self.commands(pod, words, b"")
             await socket.send_bytes(b"\1" + out[: len(out) // 2])
@@ -193,14 +197,14 @@ class FakeCluster(FakeKubernetes):
             await socket.send_bytes(b"\2" + error)
             causes = f'{{"details":{{"causes":[{{"reason":"ExitCode","message":"{status}"}}]}},"status":"Failure"}}'
             await socket.send_bytes(b"\3" + (causes.encode() if status else b'{"status":"Success"}'))
-            await socket.close()
-            return
+            return await socket.close()
         buffer = b""
         while (message := await socket.receive())["type"] == "websocket.receive":
             buffer += message["bytes"][1:]
             while b"\n" in buffer:
                 line, _, buffer = buffer.partition(b"\n")
                 await socket.send_bytes(b"\1" + self.commands(pod, words, line)[1])
+        return None
 
 
 def node(name: str, kernel: str = "6.1.0-18-amd64", ready: str = "True") -> Json:
