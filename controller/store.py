@@ -2,8 +2,8 @@
 
 SQLite in WAL mode with `synchronous=FULL`: a call that has returned survives `kill -9` and loss of power. Every method
 is one transaction and blocks for one fsync at most (milliseconds); being synchronous, what a caller does between two
-awaits is atomic. Nothing outside this file knows that it is SQLite; a store on the Kubernetes API will have the same
-methods. One process at a time: the folder is locked.
+awaits is atomic. Nothing outside this file knows that it is SQLite. One process at a time: the folder is locked. On
+Kubernetes the cluster's own objects stand in its place (`controller.kubernetes`).
 """
 
 from __future__ import annotations
