@@ -147,3 +147,16 @@ def test_no_file_that_a_runtime_would_read_is_ever_half_written(installer: Insta
     installer.ensure()
     assert path.stat().st_ino != inode  # another file took its name
     assert [p.name for p in installer.conf_dir.iterdir()] == [path.name]
+
+
+@pytest.mark.root
+def test_a_state_folder_that_is_a_mount_is_emptied(installer: Installer) -> None:
+    put(installer, "10-net.conflist", LIST)
+    installer.state_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(installer.state_dir)], check=True)
+    try:
+        installer.ensure()
+        installer.uninstall()
+        assert list(installer.state_dir.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(installer.state_dir)], check=True)
