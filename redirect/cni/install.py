@@ -8,7 +8,6 @@ Whoever owns the file may write it anew at any time: `ensure` is called again th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
