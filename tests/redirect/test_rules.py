@@ -23,6 +23,8 @@ def state(host: Host) -> list[str]:
     for family in ("-4", "-6"):
         shown += ip("-n", host.name, family, "rule").splitlines()
         shown += ip("-n", host.name, family, "route", "show", "table", "all").splitlines()
+    # the kernel adds those of the link-local address when it has made sure of it, a second or two after the link is up
+    shown = [line for line in shown if not any(own in line for own in ("fe80::", "ff00::"))]
     shown += host.run("sysctl", "-a", "--pattern", "rp_filter|accept_local|route_localnet|src_valid").splitlines()
     return shown
 
