@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from controller.cli.cluster import NAMESPACE, NODED
@@ -17,10 +17,11 @@ _HOST = {"host-run": "/run", "host-cni": "/var/lib/cni"}
 _CONFINED = {"readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def daemonset(like: Mapping[str, Any], *, paused: bool) -> Json:
+def daemonset(like: Mapping[str, Any], *, paused: bool, without: Iterable[str] = ()) -> Json:
     """Made of noded's DaemonSet, or of its own: its pods run `noded --clean-up --pods` and are ready when that is done.
 
-    `paused` selects no node: so it can be in place before noded is gone, and what it is made of with it.
+    `paused` selects no node: so it can be in place before noded is gone, and what it is made of with it. `without`
+    names nodes that are not waited for.
     """
     template = like["spec"]["template"]
     pod: Mapping[str, Any] = template["spec"]
@@ -54,6 +55,7 @@ def daemonset(like: Mapping[str, Any], *, paused: bool) -> Json:
                     **pod,
                     "terminationGracePeriodSeconds": 0,
                     "nodeSelector": nodes | (_NOWHERE if paused else {}),
+                    **_avoiding(without),
                     "initContainers": [undo, folders],
                     "containers": [done],
                     "volumes": volumes,
@@ -61,6 +63,12 @@ def daemonset(like: Mapping[str, Any], *, paused: bool) -> Json:
             },
         },
     }
+
+
+def _avoiding(names: Iterable[str]) -> Json:
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in sorted(names)]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}} if fields else {}
 
 
 def _undo(pod: Mapping[str, Any]) -> tuple[Json, Json]:

@@ -119,10 +119,11 @@ class Cluster:
         query = {"fieldManager": MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
         return self.ask("PATCH", self.path(body), body, query=query, kind=_APPLY)
 
-    def delete(self, path: str) -> bool:
-        """Delete an object and what it owns; whether it was there."""
+    def delete(self, path: str, *, now: bool = False) -> bool:
+        """Delete an object and what it owns; whether it was there. With `now` nobody is waited for."""
+        options: Json = {"propagationPolicy": "Background"} | ({"gracePeriodSeconds": 0} if now else {})
         try:
-            self.ask("DELETE", path, {"propagationPolicy": "Background"})
+            self.ask("DELETE", path, options)
         except NotFound:
             return False
         return True

@@ -191,28 +191,46 @@ def _diff(cluster: Cluster, body: Mapping[str, Any]) -> str:
 @click.command()
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--keep-resources", is_flag=True, help="Leave the CRDs, and so the policies, to be installed again.")
+@click.option("--force", is_flag=True, help="Leave what is on nodes that are not ready as it is.")
 @_shared
 @click.pass_context
-def uninstall(context: click.Context, yes: bool, keep_resources: bool, timeout: int) -> None:
+def uninstall(context: click.Context, yes: bool, keep_resources: bool, force: bool, timeout: int) -> None:
     """Take the mesh away: everything on the nodes, in pods and in the API. Open tunnels are closed.
 
     That includes the CRDs with the policies in them, unless --keep-resources is given, and the certificate authority.
     Labels that people put on namespaces and pods stay. Policies of Istio's own kinds are not ours, and stay.
     """
-    from controller.cli.rollout import Waiting
+    from controller.cli.rollout import Waiting, condition
 
     cluster = target_of(context).cluster()
     waiting = Waiting(timeout)
+    away = {_name(node) for node in cluster.items("/api/v1/nodes") if not condition(node, "Ready")}
+    if away and not force:
+        remedy = "start them, or remove them from the cluster; --force leaves what noded did there"
+        raise Failure(f"nodes that are not ready cannot be cleaned: {', '.join(sorted(away))}", remedy)
     own = 0 if keep_resources else sum(1 for _ in _resources(cluster))
     if not yes:
         also = f", with {count(own, 'resource')} of kinds of nodemesh.dev" if own else ""
         click.confirm(f"remove Nodemesh from {cluster.access.server}{also}?", abort=True, err=True)
-    _stop_nodes(cluster, waiting)
-    _remove_objects(cluster, waiting, keep_resources)
+    _stop_nodes(cluster, waiting, away)
+    _remove_objects(cluster, waiting, keep_resources, away)
     left = [*_left(cluster, keep_resources)]
     if left:
         raise Failure(f"still there: {', '.join(left)}", "run it again, or delete them with kubectl")
     click.echo("uninstalled")
+    if away:
+        click.echo(f"not cleaned: {', '.join(sorted(away))}; `noded --clean-up --pods` does it there", err=True)
+
+
+def _name(body: Mapping[str, Any]) -> str:
+    return str(body["metadata"]["name"])
+
+
+def _give_up(cluster: Cluster, away: set[str]) -> None:
+    """Forget our pods on nodes that cannot say that they have ended."""
+    for pod in cluster.items(f"/api/v1/namespaces/{NAMESPACE}/pods"):
+        if pod["spec"].get("nodeName") in away:
+            cluster.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{_name(pod)}", now=True)
 
 
 def _resources(cluster: Cluster) -> Any:
@@ -220,7 +238,7 @@ def _resources(cluster: Cluster) -> Any:
         yield from cluster.items(f"/apis/nodemesh.dev/v1alpha1/{kind}")
 
 
-def _stop_nodes(cluster: Cluster, waiting: Waiting) -> None:
+def _stop_nodes(cluster: Cluster, waiting: Waiting, away: set[str]) -> None:
     """End noded everywhere, then undo what it did to each node and to the pods on it."""
     from controller.cli.rollout import nodes_ready, pods, say
 
@@ -232,18 +250,19 @@ def _stop_nodes(cluster: Cluster, waiting: Waiting) -> None:
         cluster.apply(clean_up.daemonset(there, paused=True))
         cluster.delete(f"{_APPS}/daemonsets/{NODED}")
         say("ending noded")
+        _give_up(cluster, away)
         waiting.until(lambda: not any(pods(cluster, NODED)), "noded ended")
     for pod in pods(cluster, clean_up.NAME):  # of an attempt before: it may be waiting long for its next one
-        cluster.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}")
+        cluster.delete(f"/api/v1/namespaces/{NAMESPACE}/pods/{_name(pod)}")
     body = cluster.get(f"{_APPS}/daemonsets/{clean_up.NAME}")
-    cluster.apply(clean_up.daemonset(body, paused=False))
+    cluster.apply(clean_up.daemonset(body, paused=False, without=away))
     say("undoing what it did on each node")
     nodes_ready(cluster, waiting, clean_up.NAME)
     cluster.delete(f"{_APPS}/daemonsets/{clean_up.NAME}")
     waiting.until(lambda: not any(pods(cluster, clean_up.NAME)), "clean-up ended")
 
 
-def _remove_objects(cluster: Cluster, waiting: Waiting, keep_resources: bool) -> None:
+def _remove_objects(cluster: Cluster, waiting: Waiting, keep_resources: bool, away: set[str]) -> None:
     from controller.cli.deployment import PART_OF
     from controller.cli.rollout import say
 
@@ -260,6 +279,7 @@ def _remove_objects(cluster: Cluster, waiting: Waiting, keep_resources: bool) ->
             if cluster.delete(f"{collection}/{body['metadata']['name']}"):
                 say(f"{body['kind']} {body['metadata']['name']}: deleted")
     cluster.delete(f"/api/v1/namespaces/{NAMESPACE}")
+    _give_up(cluster, away)
     say(f"Namespace {NAMESPACE}: deleting all in it")
     waiting.until(lambda: not [*_left(cluster, keep_resources)], "all objects gone")
 

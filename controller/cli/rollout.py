@@ -51,10 +51,11 @@ def established(cluster: Cluster, definitions: list[str], waiting: Waiting) -> N
     """Wait until the API serves these CustomResourceDefinitions."""
     for name in definitions:
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
-        waiting.until(lambda path=path: _condition(cluster.get(path), "Established"), f"{name} established")  # type: ignore[misc]
+        waiting.until(lambda path=path: condition(cluster.get(path), "Established"), f"{name} established")  # type: ignore[misc]
 
 
-def _condition(body: Mapping[str, Any], name: str) -> bool:
+def condition(body: Mapping[str, Any], name: str) -> bool:
+    """Whether an object's status has the condition as true."""
     conditions = (body.get("status") or {}).get("conditions") or ()
     return any(c.get("type") == name and c.get("status") == "True" for c in conditions)
 
@@ -109,7 +110,7 @@ def nodes_ready(cluster: Cluster, waiting: Waiting, name: str = NODED) -> None:
 def _ready_nodes(cluster: Cluster, name: str, generation: str) -> Iterator[str]:
     for pod in pods(cluster, name):
         of = pod["metadata"].get("labels", {}).get("pod-template-generation", "")
-        if of == generation and _condition(pod, "Ready"):
+        if of == generation and condition(pod, "Ready"):
             yield str(pod["spec"].get("nodeName"))
 
 

@@ -14,7 +14,7 @@ from controller.kubernetes.access import Access, AccessError
 PEM = "-----BEGIN CERTIFICATE-----\nMII\n-----END CERTIFICATE-----\n"
 
 
-def config(name: str = "a", *, current: str = "", user: dict[str, Any] | None = None, **cluster: Any) -> dict[str, Any]:
+def config(name: str = "a", *, current: str = "", user: Any = None, **cluster: Any) -> dict[str, Any]:
     return {
         "current-context": current or name,
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],

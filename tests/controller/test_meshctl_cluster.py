@@ -276,6 +276,24 @@ def test_an_uninstall_that_was_interrupted_is_taken_up_again(
     assert again["spec"] == clean_up.daemonset(there, paused=False)["spec"]
 
 
+def test_a_node_that_is_away_stands_in_the_way_unless_forced(
+    meshctl: Meshctl, cluster: FakeCluster, installed: None
+) -> None:
+    cluster.put("api/v1/nodes", node("n2", ready="Unknown"))
+    cluster.applied.clear()
+    cluster.seen.clear()
+    result = meshctl("uninstall", "--yes")
+    assert result.status == 1
+    assert "n2" in result.err
+    assert cluster.applied == []
+    result = meshctl("uninstall", "--yes", "--force")
+    assert result.status == 0, result.err
+    assert "not cleaned: n2" in result.err
+    affinity = cluster.seen[-1]["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": ["n2"]}]
+
+
 def test_uninstall_may_keep_the_resources(meshctl: Meshctl, cluster: FakeCluster, installed: None) -> None:
     assert meshctl("uninstall", "--yes", "--keep-resources").status == 0
     assert len(cluster.objects["apis/apiextensions.k8s.io/v1/customresourcedefinitions"]) == 3
