@@ -166,6 +166,10 @@ class Trust:
     roots: bytes
 
 
+POD_UID = "nodemesh.dev/pod-uid"
+"""Label that a node adds in `Enrol` to say which pod it means: a successor of the same name has another UID."""
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """A pod of this node that is to be in the mesh."""

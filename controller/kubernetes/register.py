@@ -27,6 +27,7 @@ from controller.store import Node
 from controller.tokens import Scope
 from mesh.identity import Identity, node_uri
 from mesh.model import Enrolment
+from mesh.sync import POD_UID
 
 _log = logging.getLogger(__name__)
 _NODE_LIFE = timedelta(hours=24)
@@ -34,8 +35,6 @@ _NODE_LIFE = timedelta(hours=24)
 _MAX_ADDRESSES = 16
 _AT_ONCE = 8
 _PAUSE = 1.0
-POD_UID = "nodemesh.dev/pod-uid"
-"""Label in a node's `Enrol` that says which pod it means; without it, name and addresses do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import trio
 
 from mesh.model import Enrolment
 from mesh.names import is_label
-from mesh.sync import Assign, Assignment
+from mesh.sync import POD_UID, Assign, Assignment
 from noded.control import pods
 from noded.control.capture import Namespaces
 from noded.control.enrolment import Enrolments, Local, State
@@ -204,7 +204,7 @@ class Assignments:
             await self._enrol(uid, assignment, path, assignment.addresses)
 
     async def _enrol(self, uid: str, pod: Assignment, netns: str, addresses: tuple[str, ...]) -> None:
-        workload = Enrolment(pod.name, pod.namespace, pod.service_account, dict(pod.labels), addresses)
+        workload = Enrolment(pod.name, pod.namespace, pod.service_account, _labels(pod), addresses)
         self._enrolled_as[uid] = pod.pod
         await self._enrolments.enrol(Request(workload, netns))
 
@@ -231,6 +231,11 @@ def _as_assigned(local: Local, assignment: Assignment) -> bool:
     has = local.record.workload
     return (
         local.state is State.READY
-        and (has.service_account, has.labels) == (assignment.service_account, assignment.labels)
+        and (has.service_account, has.labels) == (assignment.service_account, _labels(assignment))
         and (not assignment.addresses or set(has.addresses) == set(assignment.addresses))
     )
+
+
+def _labels(pod: Assignment) -> dict[str, str]:
+    """The pod's, and one that tells the controller which pod of that name is meant."""
+    return {**pod.labels, POD_UID: pod.pod}
