@@ -95,6 +95,8 @@ def wire() -> Iterator[tuple[Host, Host]]:
             ip("-n", host.name, "link", "set", "lo", "up")
             ip("-n", host.name, "address", "add", f"{host.v4}/24", "dev", "eth0")
             ip("-n", host.name, "address", "add", f"{host.v6}/64", "dev", "eth0", "nodad")
+            # no link-local address: what the kernel adds once it has made sure of one would come at any moment
+            ip("-n", host.name, "link", "set", "eth0", "addrgenmode", "none")
             ip("-n", host.name, "link", "set", "eth0", "up")
         for host, other in ((pod, peer), (peer, pod)):
             ip("-n", host.name, "route", "add", "default", "via", other.v4)
