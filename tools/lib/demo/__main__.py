@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from demo import kube
 from demo.claims import CLAIMS, Shop
 from demo.story import Story
 from testbed import mesh, network
@@ -35,8 +36,11 @@ def main() -> int:
     """Bring the shop up and tell the story; 0 if every claim held."""
     parser = argparse.ArgumentParser(prog="tools/demo", description="Watch unmodified programs talk through the mesh.")
     parser.add_argument("--once", action="store_true", help="check every claim, take everything down, exit 0 or 1")
-    parser.add_argument("-n", dest="name", default="demo", help="the testbed's name, so that several can be up")
+    parser.add_argument("-n", dest="name", default="demo", help="a name, so that several can be up; replaces its last")
+    parser.add_argument("--kube", action="store_true", help="on a real Kubernetes cluster, from install to uninstall")
     options = parser.parse_args()
+    if options.kube:
+        return kube.main(options.name, options.once)
     text = _FILE.read_text().replace("name: demo\n", f"name: {options.name}\n", 1)
     try:
         bed = Testbed(parse(text, _FILE))
@@ -70,13 +74,7 @@ def _tour(bed: Testbed, text: str, once: bool) -> list[str]:
             mesh.down(bed.spec.name)
     if once:
         story.check(not network.remaining(bed.spec.name), "taken down, and nothing is left of it")
-    print(f"\n{time.monotonic() - began:.0f} s. ", end="")
-    if story.failed:
-        print(f"{len(story.failed)} claims did not hold:")
-        for claimed in story.failed:
-            print(f"   ✗ {claimed}")
-    else:
-        print("Every claim held.")
+    story.verdict(time.monotonic() - began)
     if up:
         print(_TRY.format(testbed=story.testbed, name=bed.spec.name))
     return story.failed

@@ -6,9 +6,10 @@ import json
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from demo.story import Story
+from demo.story import Story, until
 from demo.wire import Capture
 from testbed.mesh import Testbed
 from testbed.spec import Node, Pod
@@ -79,8 +80,8 @@ def encrypted(story: Story, shop: Shop) -> None:
     )
     page = "nothing secret here"
     with (
-        Capture(shop.bed, "fabric", "br0", shop.bed.folder / "fabric.pcap") as fabric,
-        Capture(shop.bed, shop.redis, "lo", shop.bed.folder / "redis.pcap") as pod,
+        Capture(partial(shop.bed.enter, "fabric"), "br0", shop.bed.folder / "fabric.pcap") as fabric,
+        Capture(partial(shop.bed.enter, shop.redis), "lo", shop.bed.folder / "redis.pcap") as pod,
     ):
         story.show(shop.web, *ORDER, quiet=True)
         story.show(shop.outsider, "curl", "-sS", "-m", "10", "http://web.shop/", quiet=True)
@@ -131,7 +132,7 @@ def enforced(story: Story, shop: Shop) -> None:
     before = story.show(shop.web, "redis-cli", "-h", "redis", "ping")
     story.check("PONG" in before.stdout, "before, web reaches Redis")
     story.show(None, "apply", "-f", str(policy))
-    refused = _until(lambda: shop.bed.capture(shop.bed.enter(shop.web, _ping())).returncode != 0)
+    refused = until(lambda: shop.bed.capture(shop.bed.enter(shop.web, _ping())).returncode != 0)
     after = story.show(shop.web, *_ping())
     story.check(refused and "PONG" not in after.stdout, "after, web's connection is refused")
     outside = story.show(shop.outsider, "redis-cli", "-h", "redis.shop", "ping")
@@ -149,7 +150,7 @@ def enforced(story: Story, shop: Shop) -> None:
         ]
         return bool(denials)
 
-    _until(logged)
+    until(logged)
     for line in denials[-1:]:
         story.evidence(line)
     story.check(bool(denials), "the log names the policy and the identity that was refused")
@@ -176,7 +177,7 @@ def observed(story: Story, shop: Shop) -> None:
 
     wanted = [(shop.web, shop.api, "opened"), (shop.api, shop.redis, "opened"), (shop.api, shop.db, "opened")]
     wanted.append((shop.web, shop.redis, "denied"))
-    _until(lambda: all(between(*edge) for edge in wanted))
+    until(lambda: all(between(*edge) for edge in wanted))
     story.show(None, "edges")
     for source, destination, key in wanted:
         story.check(between(source, destination, key), f"{source.name} -> {destination.name}: {key}, over mutual TLS")
@@ -199,12 +200,3 @@ def _json(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _until(held: Callable[[], bool], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while not held():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True

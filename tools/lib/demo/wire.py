@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from testbed.mesh import Testbed
-from testbed.spec import Pod
-
 
 class Capture:
-    """tcpdump on one interface of one namespace, from `with` to its end; then the packets can be asked."""
+    """tcpdump on one interface of one namespace, from `with` to its end; then the packets can be asked.
 
-    def __init__(self, bed: Testbed, where: Pod | str, interface: str, file: Path) -> None:
+    `enter` makes of a command line the one that runs it in that namespace.
+    """
+
+    def __init__(self, enter: Callable[[list[str]], list[str]], interface: str, file: Path) -> None:
         argv = [
             "tcpdump",
             "-i",
@@ -31,7 +32,7 @@ class Capture:
             "-w",
             str(file),
         ]
-        self._argv, self._file = bed.enter(where, argv), file
+        self._argv, self._file = enter(argv), file
 
     def __enter__(self) -> Capture:
         self._process = subprocess.Popen(self._argv, stderr=subprocess.PIPE, text=True)
