@@ -122,7 +122,8 @@ def test_others_are_captured_as_ever(node: Node, family: int) -> None:
 def test_a_process_of_the_host_that_is_not_root_s_is_captured(node: Node) -> None:
     node.enrol()
     with Proxy(node.pod, node.mark) as proxy, Echo(node.pod.listen(node.pod.v4)) as echo:
-        script = f"import encodings.idna, os, socket; os.setuid(65534); s = socket.create_connection(({node.pod.v4!r}, {echo.port}), 5)"
+        first = "import encodings.idna, os, socket; os.setuid(65534)"  # afterwards it may find no module any more
+        script = f"{first}; s = socket.create_connection(({node.pod.v4!r}, {echo.port}), 5)"
         subprocess.run(
             ["ip", "netns", "exec", node.host.name, sys.executable, "-c", script + "; print(s.recv(1))"],
             check=True, timeout=20, capture_output=True,
