@@ -53,7 +53,9 @@ def daemonset(like: Mapping[str, Any], *, paused: bool, without: Iterable[str] =
                 "metadata": {"labels": labels, "annotations": annotations},
                 "spec": {
                     **pod,
-                    "terminationGracePeriodSeconds": 0,
+                    # Not 0: with that the pod is gone from the API at once, and kubelet, which isn't told that it is to
+                    # end, may begin it anew while it kills it; that makes again the folders it has removed.
+                    "terminationGracePeriodSeconds": 1,
                     "nodeSelector": nodes | (_NOWHERE if paused else {}),
                     **_avoiding(without),
                     "initContainers": [undo, folders],
