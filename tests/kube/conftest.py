@@ -13,6 +13,8 @@ from kubebed import cache, machine, product
 from kubebed import cluster as clusters
 from kubebed.cluster import Cluster
 from kubebed.errors import UnfitMachine
+from tests.kube.mesh import Mesh, left
+from tests.kube.pods import Space, eventually, space
 
 READY_MADE = "NODEMESH_KUBEBED"
 """Names a cluster that is up (`tools/kubebed -n NAME up`) to use instead of one made for the run: shorter runs while
@@ -49,6 +51,27 @@ def cluster(
         yield made
 
 
+@pytest.fixture(scope="session")
+def mesh(cluster: Cluster) -> Iterator[Mesh]:
+    """The mesh, installed once for all tests of it; uninstalling it leaves nothing."""
+    made = Mesh(cluster)
+    before = left(cluster)
+    made.ctl("install")
+    try:
+        yield made
+    finally:
+        made.ctl("uninstall", "--yes")
+    eventually(lambda: left(cluster) == before)
+
+
+@pytest.fixture
+def shop(mesh: Mesh, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
+    """An enrolled namespace."""
+    with space(cluster, f"shop-{os.getpid()}-{abs(hash(request.node.name)) % 10000}") as made:
+        cluster.kubectl("label", "namespace", made.name, "nodemesh.dev/mode=enabled")
+        yield made
+
+
 @contextlib.contextmanager
 def _shown(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let progress be seen: the first build of a machine takes minutes."""
@@ -58,7 +81,9 @@ def _shown(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that use a cluster need root."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents and "cluster" in getattr(item, "fixturenames", ()):
+    """All that use a cluster need root. Those without the mesh are first: it stays until the end."""
+    ours = {item: getattr(item, "fixturenames", ()) for item in items if Path(__file__).parent in item.path.parents}
+    for item, fixtures in ours.items():
+        if "cluster" in fixtures:
             item.add_marker(pytest.mark.root)
+    items.sort(key=lambda item: "mesh" in ours.get(item, ()))

@@ -1,0 +1,89 @@
+"""The mesh on the cluster, and what tests of it put there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kubebed.cluster import Cluster
+from tests.kube.pods import Space, pod
+
+MESHCTL = str(Path(sys.executable).with_name("meshctl"))
+STRICT = {
+    "apiVersion": "nodemesh.dev/v1alpha1",
+    "kind": "PeerAuthentication",
+    "metadata": {"name": "default"},
+    "spec": {"mtls": {"mode": "STRICT"}},
+}
+
+
+class Mesh:
+    """meshctl, on this cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def ctl(self, *argv: str, expect: int = 0) -> str:
+        """What meshctl prints."""
+        done = subprocess.run(
+            [MESHCTL, *argv],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
+        )
+        assert done.returncode == expect, f"meshctl {' '.join(argv)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def items(self, *argv: str) -> list[dict[str, Any]]:
+        """The rows of a list."""
+        rows: list[dict[str, Any]] = json.loads(self.ctl(*argv, "-o", "json"))["items"]
+        return rows
+
+    def meshed(self, namespace: str) -> set[str]:
+        """Names of the pods of a namespace that are in the mesh."""
+        return {row["name"] for row in self.items("workloads") if row["namespace"] == namespace and row["meshed"]}
+
+    def opened(self, source: str, destination: str, reporter: str = "destination") -> int:
+        """Connections over mutual TLS that the destination's node has seen, or the source's."""
+        return sum(
+            edge["opened"]
+            for edge in self.items("edges")
+            if (edge["source"]["workload"], edge["destination"]["workload"]) == (source, destination)
+            and (edge["reporter"], edge["security"]) == (reporter, "mutual_tls")
+        )
+
+
+def left(cluster: Cluster) -> dict[str, str]:
+    """What an installation might leave: CNI entries and programs, rules of the hosts, our objects."""
+    look = (
+        "cat /etc/cni/net.d/*; ls /etc/cni/net.d /opt/cni/bin | sort; "
+        "for t in raw nat mangle filter; do iptables-legacy-save -t $t | grep -i nodemesh; done; "
+        "ls /run/nodemesh /var/lib/cni/nodemesh 2>/dev/null; true"
+    )
+    found = {
+        host.name: subprocess.run(
+            cluster.enter(host.name, ["sh", "-c", look]), capture_output=True, text=True, check=True
+        ).stdout
+        for host in cluster.spec.nodes
+    }
+    found["namespace"] = cluster.kubectl("get", "namespace", "nodemesh-system", "--ignore-not-found", "-o", "name")
+    return found
+
+
+def service(name: str, **spec: Any) -> dict[str, Any]:
+    ports = [{"name": "http", "port": 80, "targetPort": 8080}]
+    settings = {"selector": {"app": name}, "ports": ports} | spec
+    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": settings}
+
+
+def idle(name: str, node: str, **spec: Any) -> dict[str, Any]:
+    return pod(name, node, ["sleep", "100000"], **spec)
+
+
+def vip(shop: Space, name: str) -> str:
+    return str(shop.cluster.get("-n", shop.name, "service", name)["spec"]["clusterIP"])
