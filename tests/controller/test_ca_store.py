@@ -1,12 +1,10 @@
 """What every place that keeps the CA promises: the folder of a plain host, and a Secret.
 
-With `NODEMESH_TEST_KUBECONFIG` set, the Secret is also one of the cluster that it names, in a namespace of its own.
+tests/kube/test_ca_store.py holds a Secret of a real cluster to the same.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,34 +12,22 @@ from pathlib import Path
 import pytest
 
 from controller.ca import Authority
-from controller.kubernetes import kubeconfig
 from controller.kubernetes.client import Client
 from controller.kubernetes.secret import SecretCa
 from controller.trust import CaStore, Conflict, FolderCa, add_root, drop_old, new_material, sign_with_new
 from tests.controller.fake_kubernetes import fake_kubernetes
 
 NOW = 1_800_000_000.0
-REAL = os.environ.get("NODEMESH_TEST_KUBECONFIG", "")
 MATERIAL = new_material("cluster.local", NOW)
 
 
-@pytest.fixture(
-    params=["folder", "secret", pytest.param("cluster", marks=pytest.mark.skipif(not REAL, reason="no cluster given"))]
-)
+@pytest.fixture(params=["folder", "secret"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[CaStore]:
     if request.param == "folder":
         yield FolderCa(tmp_path / "state")
-    elif request.param == "secret":
+    else:
         async with fake_kubernetes() as server, Client(server.access) as client:
             yield SecretCa(client, "nodemesh-system")
-    else:
-        async with Client(kubeconfig.load([Path(REAL)])) as client:
-            name = f"nodemesh-test-{secrets.token_hex(4)}"
-            await client.create("/api/v1/namespaces", {"metadata": {"name": name}})
-            try:
-                yield SecretCa(client, name)
-            finally:
-                await client.delete(f"/api/v1/namespaces/{name}")
 
 
 async def test_there_is_nothing_until_something_was_saved(store: CaStore) -> None:
