@@ -1,7 +1,7 @@
 """A node for tests: the node's side of `mesh.sync` over a real TLS connection, in trio.
 
 `Credential` is what a joined node holds; `join` gets one. `NodeClient` is a connection that answers pings and
-acknowledges updates by itself (unless `ack=False`), keeps the updates in `updates`, and correlates requests.
+acknowledges updates by itself (unless `ack` says otherwise), keeps the updates in `updates`, and correlates requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +139,7 @@ async def join(port: int, token: str, node: str, key: ec.EllipticCurvePrivateKey
 class NodeClient:
     """One authenticated connection. Use `connected`."""
 
-    def __init__(self, stream: trio.SSLStream[trio.SocketStream], *, ack: bool) -> None:
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream], *, ack: bool | Callable[[Update], bool]) -> None:
         self.stream = stream
         self.ack = ack
         self.updates: list[Update] = []
@@ -167,7 +167,7 @@ class NodeClient:
     async def _take(self, message: Any) -> None:
         if isinstance(message, Update):
             self.updates.append(message)
-            if self.ack:
+            if self.ack(message) if callable(self.ack) else self.ack:
                 await self.send(Ack(message.revision))
         elif isinstance(message, Ping):
             await self.send(Pong())
@@ -213,7 +213,7 @@ async def connected(
     epoch: str = "",
     revision: int = 0,
     workloads: tuple[Enrolment, ...] = (),
-    ack: bool = True,
+    ack: bool | Callable[[Update], bool] = True,
 ) -> AsyncIterator[NodeClient]:
     """A connection that has said Hello."""
     stream = await dial(port, credential)

@@ -267,9 +267,8 @@ async def test_enrolled_is_answered_only_when_the_policies_were_acknowledged(con
     """Otherwise there would be a moment in which the workload runs without them."""
     controller.daemon.home.resources.apply([("p", _DENY_ALL)])
     credential = await controller.join("node-a")
-    async with connected(controller.port, credential, ack=False) as node:
+    async with connected(controller.port, credential, ack=lambda update: not update.workloads) as node:
         await first_update(node)
-        await node.send(Ack(node.updates[0].revision))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.enrol, workload("web-1", "10.77.1.2"))
             update = await node.until(
