@@ -157,7 +157,9 @@ class Api:
                     "acked_revision": status.acked if status else None,
                     "last_nack": status.last_nack if status else "",
                     "workloads": len(self.enroller.uids(name)),
-                    "certificate_expires": self.enroller.certificate_expires(name),
+                    "certificate_expires": self.enroller.certificate_expires(name)
+                    or (status.certificate_expires if status else None),
+                    "certificate_life": self.enroller.node_life.total_seconds(),
                 }
             )
         return rows

@@ -218,7 +218,9 @@ class LinkServer:
         status = NodeStatus(True, now, now, peer, hello.software[:200], signers=before.signers if before else {})
         self.statuses[node] = status
         if shown := stream.getpeercert(binary_form=True):
-            status.signers[""] = signer_of(x509.load_der_x509_certificate(shown))
+            certificate = x509.load_der_x509_certificate(shown)
+            status.signers[""] = signer_of(certificate)
+            status.certificate_expires = certificate.not_valid_after_utc.timestamp()
         with trio.CancelScope() as scope:
             self._live[node] = scope
             try:

@@ -72,6 +72,8 @@ class NodeStatus:
     last_nack: str = ""
     trusts: bytes = b""
     """The roots that it has acknowledged, by what followed them."""
+    certificate_expires: float | None = None
+    """When its newest certificate ends, of those that it has shown or got here."""
     signers: dict[str, str] = field(default_factory=dict)
     """Which key signed its newest certificates, by workload's uid (`""`: its own). Survives a reconnection."""
 
@@ -167,6 +169,8 @@ class Session:
                     self._refuse(request, refusal)
                 else:
                     self._status.signers[uid] = parts.signer()
+                    if not uid:
+                        self._status.certificate_expires = issued.not_after
                     self._send(Signed(request, issued.chain, issued.not_before, issued.not_after))
             case Report(edges):
                 parts.telemetry.add(node, parts.enroller.scope(node), edges)

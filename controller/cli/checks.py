@@ -16,7 +16,7 @@ from mesh.present.units import age, count
 
 Json = Mapping[str, Any]
 _KERNEL = (4, 19)
-_DAY = 86400.0
+_HOUR, _DAY = 3600.0, 86400.0
 _APPS = f"/apis/apps/v1/namespaces/{NAMESPACE}"
 _LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{CONTROLLER}"
 _LEASE_AGE = 60.0
@@ -220,11 +220,11 @@ def joined(found: Sequence[Json], now: float) -> Iterator[Result]:
             _behind,
             "noded's log there says why",
         ),
-        ("have certificates that are not about to expire", lambda n: _expiring(n, now), "`nodectl certs` there"),
     )
     for what, test, remedy in checks:
         wrong = [f"{node.get('name')}: {why}" for node in found if (why := test(node))]
         yield _judged(group, f"all {what}", wrong, count(len(found), "node"), remedy)
+    yield _certificates(found, now)
     others = sorted({str(node.get("version")).removeprefix("noded/") for node in found if node.get("version")} - {own})
     title = "all are of meshctl's version"
     if others:
@@ -246,12 +246,21 @@ def _behind(node: Json) -> str:
     return f"{behind} behind" if behind > 0 else ""
 
 
-def _expiring(node: Json, now: float) -> str:
-    expires = node.get("certificate_expires")
-    if not expires:
-        return ""
-    left = float(expires) - now
-    return "expired" if left <= 0 else f"{age(left)} left" if left < 3600 else ""
+def _certificates(found: Sequence[Json], now: float) -> Result:
+    """Of nodes. They are renewed at half of their life, so with a quarter left that has failed for long."""
+    what, remedy = "all have certificates that are not about to expire", "`nodectl certs` there"
+    lives = {str(n["name"]): (float(n["certificate_expires"]) - now, n) for n in found if n.get("certificate_expires")}
+    ending = [
+        f"{name}: {age(left) + ' left' if left > 0 else 'expired'}"
+        for name, (left, n) in lives.items()
+        if left < float(n.get("certificate_life") or 0) / 4 or left < _HOUR
+    ]
+    if min((left for left, _node in lives.values()), default=_HOUR) < _HOUR:
+        return failed("nodes", what, "; ".join(ending), remedy)
+    if ending:
+        return warned("nodes", what, "; ".join(ending), remedy)
+    shortest = min((left for left, _node in lives.values()), default=None)
+    return passed("nodes", what, f"{age(shortest)} left" if shortest is not None else "")
 
 
 def node(name: str, ask: Callable[..., Any]) -> Iterable[Result]:

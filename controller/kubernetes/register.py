@@ -114,7 +114,7 @@ class PodRegister:
         return Scope(tuple({f"{pod.namespace}/*" for pod in self._enrolled_on(node)}))
 
     def certificate_expires(self, node: str) -> float | None:
-        """Not known: any replica may have signed it."""
+        """Not kept: any replica may have signed it. The one that the node is connected to has seen it."""
         return None
 
     def forget(self, node: str) -> bool:

@@ -122,7 +122,7 @@ async def test_nodes_and_workloads_are_seen_and_a_node_can_be_forgotten(
         (row,) = (await api.get("/v1/nodes")).json()["items"]
         assert row.keys() == {
             *("name", "connected", "since", "last_seen", "address", "version"),
-            *("revision", "acked_revision", "last_nack", "workloads", "certificate_expires"),
+            *("revision", "acked_revision", "last_nack", "workloads", "certificate_expires", "certificate_life"),
         }
         assert (row["name"], row["connected"], row["address"], row["workloads"]) == ("node-a", True, "127.0.0.1", 1)
         assert row["revision"] == row["acked_revision"]

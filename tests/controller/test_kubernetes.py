@@ -89,6 +89,15 @@ class Replica:
         await until(lambda: node in self.daemon.home.register.nodes)
         return credential
 
+    async def ask(self, path: str) -> list[Any]:
+        """The items that its API lists."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.daemon.config.run_dir / "controller.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://controller", timeout=10) as client:
+            answer = await client.get(path)
+        assert answer.status_code == 200, answer.text
+        items: list[Any] = answer.json()["items"]
+        return items
+
 
 Start = Callable[[], Any]
 
@@ -347,6 +356,22 @@ async def test_new_roots_are_pushed_to_connected_nodes_and_published(cluster: Fa
             lambda: (cluster.get("api/v1/configmaps", "nodemesh-root", NS) or {})["data"]["roots.pem"] == roots.decode()
         )
         assert len(x509.load_pem_x509_certificates(roots)) == 2
+
+
+async def test_a_nodes_certificate_is_known_where_the_node_is(cluster: FakeKubernetes, replica: Replica) -> None:
+    credential = await replica.joined(cluster, "node-a")
+    assert (await replica.ask("/v1/nodes"))[0]["certificate_expires"] is None
+    async with connected(replica.port, credential) as node:
+        await node.until(lambda: node.updates, "Update")
+        (row,) = await replica.ask("/v1/nodes")
+        shown = x509.load_pem_x509_certificate(credential.chain).not_valid_after_utc.timestamp()
+        assert (row["certificate_expires"], row["certificate_life"]) == (shown, 86400.0)
+        signed = await node.sign("", csr_for(new_key()))
+        assert isinstance(signed, Signed)
+        (row,) = await replica.ask("/v1/nodes")
+        assert row["certificate_expires"] == signed.not_after
+    (row,) = await replica.ask("/v1/nodes")
+    assert row["certificate_expires"] == signed.not_after
 
 
 async def test_it_is_not_ready_before_it_has_read_the_cluster(cluster: FakeKubernetes, replica: Replica) -> None:

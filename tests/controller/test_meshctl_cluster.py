@@ -6,7 +6,9 @@ import io
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,15 @@ def replies(answers: dict[str, Any]) -> Callable[[str, list[str], bytes], tuple[
 
 STATUS = {"workers": [{"restarts": 0}], "controller": {"connected": True, "address": "10.96.0.9:15012"}}
 NODES = [
-    {"name": n, "connected": True, "revision": 3, "acked_revision": 3, "version": "0.1.0", "certificate_expires": 4e9}
+    {
+        "name": n,
+        "connected": True,
+        "revision": 3,
+        "acked_revision": 3,
+        "version": f"noded/{version('nodemesh')}",
+        "certificate_expires": 4e9,
+        "certificate_life": 86400.0,
+    }
     for n in ("n1", "n2")
 ]
 WELL = {
@@ -358,6 +368,11 @@ def test_check_of_a_mesh_that_is_well(meshctl: Meshctl, installed: None) -> None
     [
         ("GET /v1/nodes", {"items": [{**NODES[0], "connected": False}]}, "all are connected"),
         ("GET /v1/nodes", {"items": [{**NODES[0], "acked_revision": 1}]}, "all are in step with the controller"),
+        (
+            "GET /v1/nodes",
+            {"items": [{**NODES[0], "certificate_expires": 1}]},
+            "all have certificates that are not about to expire",
+        ),
         ("GET /v1/ca", {"roots": [{"not_after": 1}]}, "the roots are valid for another 30 days"),
         (
             "nodectl capture --verify -o json",
@@ -384,6 +399,26 @@ def test_what_is_wrong_with_a_mesh_is_said(
     result = meshctl("check", "-o", "json")
     assert {name for name, state in states(result).items() if state != "ok"} == {check}
     assert result.status == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "detail"),
+    [
+        ({"certificate_expires": 5.5 * 3600}, "all have certificates that are not about to expire", "n1: 5h"),
+        ({"version": "noded/0.0.9"}, "all are of meshctl's version", "0.0.9"),
+    ],
+)
+def test_what_will_be_wrong_with_a_mesh_is_a_warning(
+    meshctl: Meshctl, cluster: FakeCluster, installed: None, change: dict[str, Any], check: str, detail: str
+) -> None:
+    if "certificate_expires" in change:
+        change = {"certificate_expires": time.time() + change["certificate_expires"]}
+    cluster.commands = replies({**WELL, "GET /v1/nodes": {"items": [{**NODES[0], **change}, NODES[1]]}})
+    result = meshctl("check", "-o", "json")
+    wrong = [row for row in json.loads(result.out)["items"] if row["state"] != "ok"]
+    assert [(row["check"], row["state"]) for row in wrong] == [(check, "warning")]
+    assert detail in wrong[0]["detail"]
+    assert result.status == 0
 
 
 def test_check_without_an_installation_fails_and_says_install(meshctl: Meshctl) -> None:
