@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -25,8 +25,19 @@ _log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 0.02
 _MAX_TOMBSTONES = 10_000
 
+_PREFIXES = {"w": "workloads", "s": "services", "r": "routes", "t": "traffic"}
+"""What objects' keys in deltas begin with, and where the world has them."""
+
 Scoped = tuple[tuple[Policy, ...], tuple[PeerAuth, ...]]
 """The policies that concern one node."""
+
+
+@dataclass(slots=True)
+class _Delta:
+    """Keys, without prefix, of what changed since a revision; with it of what vanished."""
+
+    changed: dict[str, list[str]] = field(default_factory=lambda: {prefix: [] for prefix in _PREFIXES})
+    removed: list[str] = field(default_factory=list)
 
 
 class Publisher:
@@ -44,12 +55,12 @@ class Publisher:
         self.world = World()
         self.rebuilds = 0
         self._log: OrderedDict[str, int] = OrderedDict()
-        """Object key (`w:<uid>`, `s:<ns>/<name>`) to the revision it last changed in or vanished, oldest first."""
+        """Object key (as in `Update.removed`) to the revision it last changed in or vanished, oldest first."""
         self._gone: OrderedDict[str, None] = OrderedDict()
         """Those of them that vanished, oldest first."""
         self._floor = 0
         """Below this revision a delta would miss a removal that is no longer remembered."""
-        self._deltas: dict[int, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {}
+        self._deltas: dict[int, _Delta] = {}
         self._scoped: dict[str, Scoped] = {}
         self._local: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
         self._dirty = trio.Event()
@@ -83,8 +94,8 @@ class Publisher:
             self.config = replace(self.config, ranges=self._ranges())
         self.revision += 1
         self.rebuilds += 1
-        self._note("w:", old.workloads, new.workloads)
-        self._note("s:", old.services, new.services)
+        for prefix, name in _PREFIXES.items():
+            self._note(f"{prefix}:", getattr(old, name), getattr(new, name))
         while len(self._gone) > _MAX_TOMBSTONES:
             key, _ = self._gone.popitem(last=False)
             self._floor = max(self._floor, self._log.pop(key))
@@ -139,8 +150,10 @@ class Publisher:
                 (),
                 True,
                 *scoped,
+                tuple(world.routes.values()),
+                tuple(world.traffic.values()),
             )
-        workloads, services, removed = self._since(base[1])
+        delta = self._since(base[1])
         changed = known != scoped
         return Update(
             self.epoch,
@@ -148,27 +161,28 @@ class Publisher:
             base[1],
             False,
             self.config,
-            tuple(self.world.workloads[uid] for uid in workloads),
-            tuple(self.world.services[key] for key in services),
-            removed,
+            tuple(self.world.workloads[uid] for uid in delta.changed["w"]),
+            tuple(self.world.services[key] for key in delta.changed["s"]),
+            tuple(delta.removed),
             changed,
             *(scoped if changed else ((), ())),
+            tuple(self.world.routes[key] for key in delta.changed["r"]),
+            tuple(self.world.traffic[key] for key in delta.changed["t"]),
         )
 
-    def _since(self, base: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    def _since(self, base: int) -> _Delta:
         if (cached := self._deltas.get(base)) is not None:
             return cached
-        workloads, services, removed = [], [], []
+        delta = _Delta()
         for key, revision in reversed(self._log.items()):
             if revision <= base:
                 break
             if key in self._gone:
-                removed.append(key)
-            elif key.startswith("w:"):
-                workloads.append(key[2:])
+                delta.removed.append(key)
             else:
-                services.append(key[2:])
-        return self._deltas.setdefault(base, (tuple(workloads), tuple(services), tuple(removed)))
+                prefix, _, rest = key.partition(":")
+                delta.changed[prefix].append(rest)
+        return self._deltas.setdefault(base, delta)
 
     def scoped(self, node: str) -> Scoped:
         """The policies that workloads of this node can need."""

@@ -29,6 +29,7 @@ from mesh.model import (
     Source,
     Workload,
 )
+from mesh.traffic import Route, TrafficPolicy
 
 _SOURCE_HTTP = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks")
 _OPERATION_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
@@ -44,6 +45,10 @@ class World:
     services: dict[str, Service] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
     peer_auths: tuple[PeerAuth, ...] = ()
+    routes: dict[str, Route] = field(default_factory=dict)
+    """By key."""
+    traffic: dict[str, TrafficPolicy] = field(default_factory=dict)
+    """By key."""
 
 
 def world(resources: Iterable[Resource], enrolled: Mapping[str, Enrolled]) -> World:

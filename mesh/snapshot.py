@@ -13,7 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from mesh.cidr import Blocks, parse_address
 from mesh.model import MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.served import Served
 from mesh.sync import Update
+from mesh.traffic import Route, TrafficPolicy
+from mesh.traffic_index import TrafficIndex
 
 _RANGE_MEMO = 8192
 
@@ -73,11 +76,13 @@ class Snapshot:
     _service_claims: dict[str, tuple[Service, ...]]
     _vips: dict[str, dict[int, Vip]]
     """By service address, then port."""
+    _traffic: TrafficIndex
+    _served: Served
 
     @staticmethod
     def empty() -> Snapshot:
         """What a node knows before its first update: nothing, and `ready` says so."""
-        return Snapshot("", 0, MeshConfig(), {}, {}, (), (), False, _Ranges(()), {}, {}, {})
+        return Snapshot("", 0, MeshConfig(), {}, {}, (), (), False, _Ranges(()), {}, {}, {}, TrafficIndex(), Served())
 
     def workload_at(self, address: str) -> Workload | None:
         """The workload that has this address."""
@@ -102,6 +107,31 @@ class Snapshot:
         """Whether the address belongs to the mesh, known or not. Raises `ValueError` if it is not an address."""
         return self._ranges.contain(address)
 
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """By key, `<kind>/<namespace>/<name>`."""
+        return self._traffic.routes
+
+    @property
+    def traffic(self) -> Mapping[str, TrafficPolicy]:
+        """All traffic policies by key, `<namespace>/<name>`."""
+        return self._traffic.policies
+
+    def routes_at(self, service: str, port: int) -> tuple[Route, ...]:
+        """The routes attached to that port of a service (by key), those of all namespaces, older ones first.
+
+        The same tuple in every later snapshot, as long as none of them changes.
+        """
+        return self._traffic.routes_at(service, port)
+
+    def traffic_policy(self, service: str) -> TrafficPolicy | None:
+        """The one that holds for a service (by key)."""
+        return self._traffic.policy_of(service)
+
+    def protocol_at(self, address: str, port: int) -> str:
+        """What an endpoint's target port is declared to speak (`mesh.detect.protocol`); `""` if nobody says."""
+        return self._served.protocol_at(address, port)
+
     def apply(self, update: Update) -> Snapshot:
         """The snapshot after `update`; raises `SnapshotError` if it isn't based on this one or can't be read.
 
@@ -119,7 +149,8 @@ class Snapshot:
             )
         else:
             before = self
-        gone_workloads, gone_services = _removed(update.removed)
+        gone = _removed(update.removed)
+        gone_workloads, gone_services = gone["w"], gone["s"]
         workloads, workload_claims = _changed(
             before.workloads, before._workload_claims, update.workloads, gone_workloads, _workload_key, _precedence
         )
@@ -145,6 +176,8 @@ class Snapshot:
             _workload_claims=workload_claims,
             _service_claims=service_claims,
             _vips=vips,
+            _traffic=before._traffic.apply(update.routes, update.traffic, gone["r"], gone["t"]),
+            _served=before._served.apply(before.services, update.services, gone_services),
         )
 
     def to_update(self) -> Update:
@@ -160,6 +193,8 @@ class Snapshot:
             has_policies=True,
             policies=self.policies,
             peer_auths=self.peer_auths,
+            routes=tuple(self.routes.values()),
+            traffic=tuple(self.traffic.values()),
         )
 
 
@@ -170,14 +205,14 @@ def _compiled(ranges: tuple[str, ...]) -> _Ranges:
         raise SnapshotError(f"mesh ranges: {error}") from error
 
 
-def _removed(names: tuple[str, ...]) -> tuple[set[str], set[str]]:
-    gone: dict[str, set[str]] = {"w": set(), "s": set()}
+def _removed(names: tuple[str, ...]) -> dict[str, set[str]]:
+    gone: dict[str, set[str]] = {"w": set(), "s": set(), "r": set(), "t": set()}
     for name in names:
         kind, colon, key = name.partition(":")
         if not colon or kind not in gone:
-            raise SnapshotError(f"removed: {name[:80]!r} is neither w:<uid> nor s:<namespace>/<name>")
+            raise SnapshotError(f"removed: {name[:80]!r} is none of w:<uid>, s:<ns>/<name>, r:<kind>/<ns>/<name>, t:…")
         gone[kind].add(key)
-    return gone["w"], gone["s"]
+    return gone
 
 
 def _workload_key(workload: Workload) -> str:

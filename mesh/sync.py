@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from mesh.codec import DecodeError, decode, encode
 from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.traffic import Route, TrafficPolicy
 
 PROTOCOL = 1
 MAX_FRAME = 64 * 1024 * 1024
@@ -78,8 +79,9 @@ class Welcome:
 class Update:
     """What the node is to know. If `full`, it replaces everything; else it applies to revision `base` of `epoch`.
 
-    `workloads` and `services` hold those added or changed; `removed` holds `w:<uid>` and `s:<ns>/<name>`. `policies`
-    and `peer_auths`, where `has_policies`, replace all of the node's: only those its own workloads can need.
+    `workloads`, `services`, `routes` and `traffic` hold those added or changed; `removed` holds `w:<uid>`,
+    `s:<ns>/<name>`, `r:<kind>/<ns>/<name>` and `t:<ns>/<name>`. `policies` and `peer_auths`, where `has_policies`,
+    replace all of the node's: only those its own workloads can need.
     """
 
     epoch: str
@@ -93,6 +95,8 @@ class Update:
     has_policies: bool = False
     policies: tuple[Policy, ...] = ()
     peer_auths: tuple[PeerAuth, ...] = ()
+    routes: tuple[Route, ...] = ()
+    traffic: tuple[TrafficPolicy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from controller.translate import World
 from mesh.model import Action, MeshConfig, PeerAuth, Policy, Service, Workload
 from mesh.model import MtlsMode as Mode
 from mesh.snapshot import Snapshot
+from mesh.traffic import Route, TrafficPolicy
 
 
 def a_workload(name: str, address: str = "10.77.0.1", node: str = "node-a", meshed: bool = True) -> Workload:
@@ -40,15 +41,19 @@ def a_policy(name: str, namespace: str = "shop", **selector: str) -> Policy:
 
 names = st.sampled_from(["a", "b", "c", "d"])
 worlds = st.builds(
-    lambda workloads, services, policies: World(
+    lambda workloads, services, policies, routes, traffic: World(
         {f"shop/{n}": a_workload(n, f"10.77.0.{octet}") for n, octet in workloads.items()},
         {f"shop/{n}": {"app": n} for n in workloads},
         {f"shop/{n}": Service(n, "shop", (f"10.96.0.{octet}",), (), ()) for n, octet in services.items()},
         tuple(a_policy(n, app=n) for n in sorted(policies)),
+        routes={r.key: r for r in (Route("HTTPRoute", n, "shop", (), (), age) for n, age in routes.items())},
+        traffic={t.key: t for t in (TrafficPolicy(n, "shop", "shop/a", age) for n, age in traffic.items())},
     ),
     st.dictionaries(names, st.integers(1, 3)),
     st.dictionaries(names, st.integers(1, 3)),
     st.sets(names),
+    st.dictionaries(names, st.integers(1, 3)),
+    st.dictionaries(names, st.integers(1, 3)),
 )
 
 
@@ -72,6 +77,7 @@ def test_a_node_that_follows_deltas_knows_what_a_new_one_is_told(steps: list[tup
             assert node.policies == source.publisher.scoped("node-a")[0]
             assert dict(node.workloads) == world.workloads
             assert dict(node.services) == world.services
+            assert (node.routes, node.traffic) == (world.routes, world.traffic)
     finally:
         publish._MAX_TOMBSTONES = limit
 

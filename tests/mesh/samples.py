@@ -22,6 +22,7 @@ from mesh.model import (
     Source,
     Workload,
 )
+from mesh.traffic import Backend, Fault, HeaderEdit, Mirror, Parent, RateLimit, Route, RouteRule, TrafficPolicy
 
 ROOT = "nodemesh-system"
 NAMESPACES = ("shop", "other", ROOT)
@@ -41,7 +42,9 @@ def service(
     endpoints: Sequence[Endpoint] = (),
     namespace: str = "shop",
 ) -> Service:
-    return Service(name, namespace, addresses, tuple(ServicePort(f"p{p}", p) for p in ports), tuple(endpoints))
+    names = {80: "http", 443: "https", 8080: "p8080"}
+    stated = tuple(ServicePort(names.get(p, f"p{p}"), p) for p in ports)
+    return Service(name, namespace, addresses, stated, tuple(endpoints))
 
 
 def tuples(items: st.SearchStrategy[object], most: int = 2) -> st.SearchStrategy[tuple[object, ...]]:
@@ -123,3 +126,27 @@ services = st.builds(
     namespace=st.sampled_from(NAMESPACES[:2]),
 )
 configs = st.builds(MeshConfig, ranges=st.sampled_from([(), ("10.77.0.0/16",), ("10.77.0.0/24", "fd00::/32")]))
+
+_backends = st.builds(Backend, one_of("shop/x", "other/y"), st.sampled_from(PORTS), st.integers(0, 2))
+_edits = st.none() | st.builds(HeaderEdit, one_of((("x-a", "1"),)), one_of(()), one_of(("x-b",)))
+_rules = st.builds(
+    RouteRule, backends=tuples(_backends), request_headers=_edits, mirrors=tuples(st.builds(Mirror, _backends))
+)
+routes = st.builds(
+    Route,
+    one_of("HTTPRoute", "GRPCRoute"),
+    one_of("r0", "r1"),
+    st.sampled_from(NAMESPACES[:2]),
+    tuples(st.builds(Parent, one_of("shop/x", "other/y"), one_of(0, *PORTS)), 3),
+    tuples(_rules),
+    st.integers(0, 2),
+)
+traffic = st.builds(
+    TrafficPolicy,
+    one_of("t0", "t1"),
+    st.sampled_from(NAMESPACES[:2]),
+    one_of("shop/x", "other/y"),
+    st.integers(0, 2),
+    fault=st.none() | st.builds(Fault, st.sampled_from([0.5, 1.0]), st.integers(0, 10_000)),
+    rate_limits=tuples(st.builds(RateLimit, one_of("a"), st.integers(1, 5))),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,22 @@ from mesh.codec import decode, encode
 from mesh.model import Action, Endpoint, MeshConfig, Policy, Service, Workload
 from mesh.snapshot import Snapshot, SnapshotError
 from mesh.sync import Update
+from mesh.traffic import Parent, Route, TrafficPolicy
 
-from .samples import ADDRESSES, PORTS, configs, peer_auths, policies, service, services, tuples, workload, workloads
+from .samples import (
+    ADDRESSES,
+    PORTS,
+    configs,
+    peer_auths,
+    policies,
+    routes,
+    service,
+    services,
+    traffic,
+    tuples,
+    workload,
+    workloads,
+)
 
 
 def full(*objects: Workload | Service, config: MeshConfig | None = None, revision: int = 1) -> Update:
@@ -41,7 +56,15 @@ def seen(snapshot: Snapshot) -> object:
         dict(snapshot.services),
         [(snapshot.workload_at(a), snapshot.knows_service_address(a), snapshot.in_ranges(a)) for a in ADDRESSES],
         [(snapshot.service_at(a, p), snapshot.vip_at(a, p)) for a in ADDRESSES for p in PORTS],
+        (dict(snapshot.routes), dict(snapshot.traffic)),
+        [snapshot.routes_at(s, p) for s in ("shop/x", "other/y", "shop/none") for p in (*PORTS, 1)],
+        [snapshot.traffic_policy(s) for s in ("shop/x", "other/y", "shop/none")],
+        [snapshot.protocol_at(a, p) for a in ADDRESSES for p in (8080, 15008, 0)],
     )
+
+
+def backwards(objects: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(value for _, value in sorted(objects.items(), reverse=True))
 
 
 updates = st.builds(
@@ -54,29 +77,45 @@ updates = st.builds(
     workloads=tuples(workloads, 4),
     services=tuples(services, 4),
     removed=tuples(
-        st.sampled_from(["w:shop/a", "w:other/b", "w:shop/none", "s:shop/x", "s:other/y", "s:shop/none"]), 3
+        st.sampled_from(
+            [
+                "w:shop/a",
+                "w:other/b",
+                "w:shop/none",
+                "s:shop/x",
+                "s:other/y",
+                "s:shop/none",
+                "r:HTTPRoute/shop/r0",
+                "r:GRPCRoute/shop/r0",
+                "t:shop/t0",
+                "t:other/none",
+            ]
+        ),
+        3,
     ),
     has_policies=st.booleans(),
     policies=tuples(policies),
     peer_auths=tuples(peer_auths),
+    routes=tuples(routes, 3),
+    traffic=tuples(traffic, 3),
 )
 
 
 @given(st.lists(updates, min_size=1, max_size=6))
 def test_any_sequence_of_deltas_is_what_a_full_rebuild_is(sequence: list[Update]) -> None:
     snapshot = Snapshot.empty()
-    known_workloads: dict[str, Workload] = {}
-    known_services: dict[str, Service] = {}
+    known: dict[str, dict[str, Any]] = {kind: {} for kind in "wsrt"}
     for index, drawn in enumerate(sequence):
         update = replace(drawn, base=snapshot.revision)
         if index == 0 or update.full:
             update = replace(update, full=True, has_policies=True)
-            known_workloads, known_services = {}, {}
+            known = {kind: {} for kind in "wsrt"}
         for name in update.removed:
             kind, _, key = name.partition(":")
-            (known_workloads if kind == "w" else known_services).pop(key, None)
-        known_workloads.update((w.uid, w) for w in update.workloads)
-        known_services.update((s.key, s) for s in update.services)
+            known[kind].pop(key, None)
+        known["w"].update((w.uid, w) for w in update.workloads)
+        for kind, objects in (("s", update.services), ("r", update.routes), ("t", update.traffic)):
+            known[kind].update((o.key, o) for o in objects)
         policy_from = update if update.has_policies else snapshot
 
         before, before_seen = snapshot, seen(snapshot)
@@ -90,8 +129,10 @@ def test_any_sequence_of_deltas_is_what_a_full_rebuild_is(sequence: list[Update]
                 base=0,
                 full=True,
                 config=update.config,
-                workloads=tuple(sorted(known_workloads.values(), key=lambda w: w.uid, reverse=True)),
-                services=tuple(sorted(known_services.values(), key=lambda s: s.key, reverse=True)),
+                workloads=backwards(known["w"]),
+                services=backwards(known["s"]),
+                routes=backwards(known["r"]),
+                traffic=backwards(known["t"]),
                 has_policies=True,
                 policies=policy_from.policies,
                 peer_auths=policy_from.peer_auths,
@@ -195,3 +236,45 @@ def test_remembered_answers_about_ranges_are_bounded(monkeypatch: pytest.MonkeyP
     snapshot = Snapshot.empty().apply(full(config=MeshConfig(ranges=("10.77.0.0/29",))))
     assert [snapshot.in_ranges(f"10.77.0.{n}") for n in range(20)] == [True] * 8 + [False] * 12
     assert len(snapshot._ranges._memo) <= 4
+
+
+def route(name: str, *parents: Parent, namespace: str = "shop", created: int = 0) -> Route:
+    return Route("HTTPRoute", name, namespace, parents, (), created)
+
+
+def test_routes_of_a_port_are_those_for_it_and_those_for_every_port_the_older_first() -> None:
+    young, old = route("young", Parent("shop/web"), created=9), route("old", Parent("shop/web", 80), created=1)
+    snapshot = Snapshot.empty().apply(replace(full(), routes=(young, old)))
+    assert snapshot.routes_at("shop/web", 80) == (old, young)
+    assert snapshot.routes_at("shop/web", 81) == (young,)
+    assert snapshot.routes_at("shop/other", 80) == ()
+
+
+def test_a_change_of_one_services_route_leaves_what_others_have_the_same_object() -> None:
+    """What the data plane has compiled from it is found again by it."""
+    web, api = route("web", Parent("shop/web"), Parent("shop/web", 80)), route("api", Parent("shop/api"))
+    snapshot = Snapshot.empty().apply(replace(full(), routes=(web, api)))
+    later = snapshot.apply(replace(delta(), routes=(route("api", Parent("shop/api", 80)),)))
+    assert later.routes_at("shop/web", 80) is snapshot.routes_at("shop/web", 80)
+    assert later.routes_at("shop/api", 81) == ()
+    assert later.apply(delta(workload("w"), base=2)).routes is later.routes
+
+
+def test_of_two_traffic_policies_for_a_service_the_older_holds_until_it_is_gone() -> None:
+    first, second = (TrafficPolicy(name, "shop", "shop/web", created) for name, created in (("z", 1), ("a", 2)))
+    snapshot = Snapshot.empty().apply(replace(full(), traffic=(second, first)))
+    assert snapshot.traffic_policy("shop/web") == first
+    later = snapshot.apply(delta(removed=("t:shop/z",)))
+    assert later.traffic_policy("shop/web") == second
+    assert later.apply(delta(removed=("t:shop/a",), base=2)).traffic_policy("shop/web") is None
+
+
+def test_a_target_port_speaks_what_a_service_declares_for_it() -> None:
+    ends = (Endpoint("10.77.0.1", "shop/a", (8080, 8443)),)
+    undeclared, declared = service("a", ports=(8080, 443)), service("b", ports=(80,))
+    snapshot = Snapshot.empty().apply(full(replace(undeclared, endpoints=ends)))
+    assert snapshot.protocol_at("10.77.0.1", 8443) == "tcp"
+    assert snapshot.protocol_at("10.77.0.1", 8080) == ""
+    later = snapshot.apply(delta(replace(declared, endpoints=ends)))
+    assert later.protocol_at("10.77.0.1", 8080) == "http"
+    assert later.apply(delta(removed=("s:shop/b",), base=2)).protocol_at("10.77.0.1", 8080) == ""

@@ -36,7 +36,7 @@ from mesh.sync import (
     frame,
 )
 
-from .samples import peer_auths, policies, services, tuples, workloads
+from .samples import peer_auths, policies, routes, services, traffic, tuples, workloads
 
 texts = st.text(max_size=12)
 blobs = st.binary(max_size=40)
@@ -76,6 +76,8 @@ from_controller = st.one_of(
         st.booleans(),
         tuples(policies),
         tuples(peer_auths),
+        tuples(routes),
+        tuples(traffic),
     ),
     st.builds(Enrolled, numbers),
     st.builds(Signed, numbers, blobs, st.floats(0, 4e9), st.floats(0, 4e9)),
