@@ -1,4 +1,4 @@
-"""`tools/bench l4`: run the rounds, print the table."""
+"""`tools/bench`: the command line; `l4`: run the rounds, print the table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from bench import figures, load, paths, usage
+from bench import figures, kube, load, paths, usage
 from bench.figures import Results, Run, Series
 from bench.paths import Proxied
 from redirect.capture import CaptureError
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="tools/bench",
-        description="Measure a captured pod-to-pod path across two nodes of a testbed, in ratios to a peer.",
+        description="Measure the mesh: a captured pod-to-pod path beside its peers, or the controller at scale.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     l4 = kinds.add_parser(
@@ -101,8 +101,9 @@ def arguments() -> argparse.Namespace:
         help=f"which, of {','.join(paths.NAMES)} (default: all)",
     )
     l4.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
+    kube.add(kinds)
     parsed = parser.parse_args()
-    if parsed.rounds < 1 or parsed.seconds < 1:
+    if parsed.kind == "l4" and (parsed.rounds < 1 or parsed.seconds < 1):
         parser.error("--rounds and --seconds must be 1 or more")
     return parsed
 
@@ -119,6 +120,8 @@ def main() -> int:
     """Run it; 0, or 1 with the reason on stderr."""
     options = arguments()
     signal.signal(signal.SIGTERM, _interrupt)
+    if options.kind == "kube":
+        return kube.run(options)
     try:
         with tempfile.TemporaryDirectory(prefix="nodemesh-bench-") as name:
             folder = Path(name)

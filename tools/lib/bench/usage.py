@@ -43,6 +43,18 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def in_pod(uid: str, program: str) -> int:
+    """The process of a Kubernetes pod on this machine whose command line holds `program`."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if f"pod{uid}" in (entry / "cgroup").read_text() and program in (entry / "cmdline").read_text():
+                    return int(entry.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended between the listing and the reading
+    raise ProcessLookupError(f"no {program} runs in the pod {uid}")
+
+
 def busy_share(seconds: float) -> float:
     """The share of all cores' time that is not idle during the next `seconds`, 0 to 1. Sleeps."""
     idle_before, total_before = _idle_and_total()
