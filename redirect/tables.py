@@ -140,10 +140,10 @@ def _commit(family: Family, layout: Layout, change: Callable[[Any], None]) -> No
 
 @contextlib.contextmanager
 def _errors(family: Family, layout: Layout) -> Iterator[None]:
-    """Translate python-iptables' errors once."""
+    """Translate python-iptables' errors once; ValueError is its word for rules of a pod's root that it can't read."""
     try:
         yield
-    except (iptc.IPTCError, iptc.XTablesError) as error:
+    except (iptc.IPTCError, iptc.XTablesError, ValueError) as error:
         raise TableError(
             f"{family.value} {layout.table} table: {error}; noded's start-up check says what the kernel lacks"
         ) from error
@@ -198,7 +198,7 @@ def _decode(rule: Any) -> tuple[str, ...]:
     words = [f"-p {rule.protocol}"]
     words += [f"{flag} {name}" for flag, name in (("-i", rule.in_interface), ("-o", rule.out_interface)) if name]
     ends = (("-s", rule.src), ("-d", rule.dst))
-    words += [f"{flag} {ipaddress.ip_interface(end).ip}" for flag, end in ends if not _anywhere(end)]
+    words += [f"{flag} {shown}" for flag, end in ends if (shown := _end(end))]
     for match in rule.matches:
         parameters = match.get_all_parameters()
         words += [f"-m {match.name} --{option} {' '.join(parameters[option])}" for option in sorted(parameters)]
@@ -208,9 +208,13 @@ def _decode(rule: Any) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _anywhere(end: str) -> bool:
-    """Whether an end of a rule is any address; python-iptables writes it with a prefix length or a mask."""
-    return int(ipaddress.ip_interface(end).network.prefixlen) == 0
+def _end(end: str) -> str:
+    """An end of a rule, `""` for any address; python-iptables writes it with a prefix length or a mask."""
+    try:
+        interface = ipaddress.ip_interface(end)
+    except ValueError:  # `!` before it, or a mask with gaps: not one of ours
+        return end
+    return str(interface.ip) if interface.network.prefixlen else ""
 
 
 def _targets(table: Any, hook: str) -> list[str]:
@@ -218,7 +222,7 @@ def _targets(table: Any, hook: str) -> list[str]:
     targets = []
     entry = table.first_rule(hook)
     while entry:
-        targets.append((table.get_target(entry) or b"").decode())
+        targets.append((table.get_target(entry) or b"").decode(errors="backslashreplace"))
         entry = table.next_rule(entry)
     return targets
 

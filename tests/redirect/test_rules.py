@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.redirect.pods import Host, World, ip
 
 pytestmark = pytest.mark.root
 PROGRAMS = ("iptables-legacy", "ip6tables-legacy")
+CHAIN = list(CHAINS)[1]
 
 
 def state(host: Host) -> list[str]:
@@ -132,6 +134,32 @@ def test_damage_to_the_rules_is_reported_and_repaired(
     assert f"{world.mark:#x}" not in "\n".join(drift)
     world.capture.apply()
     assert world.capture.verify() == []
+
+
+def test_rules_that_a_pod_s_root_wrote_in_no_readable_form_stop_nothing(world: World) -> None:
+    def mangle(*words: str | bytes) -> bytes:
+        program = ["ip", "netns", "exec", world.pod.name, PROGRAMS[0], "-t", "mangle", *words]
+        return subprocess.run(program, check=True, capture_output=True).stdout
+
+    chain = b"\xff\xfe"
+    world.capture.apply()
+    mangle("-N", chain)
+    mangle("-A", "OUTPUT", "-j", chain)
+    mangle("-A", CHAIN, "-j", chain)
+    with pytest.raises(CaptureError, match="mangle table"):
+        world.capture.verify()
+    world.capture.undo_syn()
+    world.capture.apply()
+    assert world.capture.verify() == []
+    world.capture.undo()
+    assert b"NODEMESH" not in mangle("-S")
+
+
+@pytest.mark.parametrize("end", [("!", "-s", "10.0.0.0/8"), ("-s", "10.0.0.0/255.0.255.0")])
+def test_a_foreign_rule_with_ends_that_ours_never_have_is_drift(world: World, end: tuple[str, ...]) -> None:
+    world.capture.apply()
+    world.pod.run(PROGRAMS[0], "-t", "mangle", "-A", CHAIN, *end, "-j", "ACCEPT")
+    assert any("is not ours" in line for line in world.capture.verify())
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
