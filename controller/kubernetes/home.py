@@ -27,6 +27,7 @@ from controller.kubernetes.cluster import Cluster
 from controller.kubernetes.leadership import Leadership
 from controller.kubernetes.mirror import Mirror
 from controller.kubernetes.objects import Pod
+from controller.kubernetes.progress import Progress
 from controller.kubernetes.register import PodRegister
 from controller.kubernetes.resources import ClusterResources
 from controller.kubernetes.secret import SECRET, SecretCa, material, publish_roots
@@ -122,7 +123,9 @@ class ClusterHome:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Run until cancelled; reports when everything was read and there is a CA."""
-        writer = StatusWriter(self.client, self.cluster, publisher, nodes, self._clock)
+        pod = self.leadership.me.rpartition("_")[0]
+        progress = Progress(self.client, self._root_namespace, pod, self.cluster, publisher, nodes)
+        writer = StatusWriter(self.client, self.cluster, publisher, progress, self._clock)
 
         async def lead() -> None:
             async with trio.open_nursery() as nursery:
@@ -130,15 +133,17 @@ class ClusterHome:
                 nursery.start_soon(writer.run)
 
         async with self.client, trio.open_nursery() as nursery:
-            for mirror in (*self.cluster.mirrors, self._secret):
+            for mirror in (*self.cluster.mirrors, self._secret, progress.replicas):
                 nursery.start_soon(mirror.run)
             nursery.start_soon(self.register.run)
             nursery.start_soon(self.leadership.run, lead)
             await self.cluster.synced()
+            await progress.replicas.synced.wait()
             while not self.authority.generation:
                 await self._ca_changed.wait()
             self._changed()
             await publisher.settled()
+            await nursery.start(progress.run)  # before there are nodes, lest a predecessor's word is taken for ours
             nursery.start_soon(Sharing(self.client, self._root_namespace, self.leadership.me, rotation).run)
             task_status.started()
 

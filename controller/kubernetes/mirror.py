@@ -55,25 +55,26 @@ class Mirror(Generic[T]):
         self.lists = 0
         """How often everything was read."""
         self._path = self._paths[0]
-        self._version: str | None = None
+        self.version: str | None = None
+        """Of the collection, up to which `objects` is right; None while it is being listed."""
 
     async def run(self) -> NoReturn:
         """Keep up with the server until cancelled."""
         pause = _FIRST_PAUSE
         while True:
             try:
-                if self._version is None and not await self._find():
+                if self.version is None and not await self._find():
                     await trio.sleep(_ABSENT_SECONDS)
                     continue
                 await self._watch()
                 pause = _FIRST_PAUSE
                 await trio.sleep(random.uniform(0, 0.1))  # also if the server ends each watch at once
             except _Gone:
-                self._version = None
+                self.version = None
                 pause = _FIRST_PAUSE
             except ClusterError as error:
                 if isinstance(error, Refused) and error.code in (404, 410):
-                    self._version = None
+                    self.version = None
                 _log.warning("cannot follow the cluster", extra={"path": self._path, "reason": str(error)})
                 await trio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _LONGEST_PAUSE)
@@ -122,11 +123,11 @@ class Mirror(Generic[T]):
         self.lists += 1
         for key in self.objects.keys() - seen:
             self._put(key, None)
-        self._version = str(metadata.get("resourceVersion") or "0")
+        self.version = str(metadata.get("resourceVersion") or "0")
 
     async def _watch(self) -> None:
-        assert self._version is not None
-        query = {**self._query, "resourceVersion": self._version, "allowWatchBookmarks": "true"}
+        assert self.version is not None
+        query = {**self._query, "resourceVersion": self.version, "allowWatchBookmarks": "true"}
         seconds = int(_WATCH_SECONDS * random.uniform(1.0, 2.0))
         async with self._client.watch(self._path, query, seconds) as events:
             self.connected = True
@@ -143,7 +144,7 @@ class Mirror(Generic[T]):
                         if body.get("code") == 410:
                             raise _Gone
                         raise Refused(int(body.get("code") or 0), str(body.get("reason")), str(body.get("message")))
-                self._version = str(body["metadata"]["resourceVersion"])
+                self.version = str(body["metadata"]["resourceVersion"])
 
     def _put(self, key: str, new: T | None) -> None:
         old = self.objects.get(key)

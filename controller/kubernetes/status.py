@@ -1,7 +1,8 @@
 """Status conditions of our resources, written by the leader.
 
-`Accepted`: whether the resource makes sense. `Programmed`: whether all nodes that are connected to the leader have
-acknowledged it. Condition fields as in Kubernetes' API conventions.
+`Accepted`: whether the resource makes sense. `Programmed`: whether all nodes that are connected to any replica have
+acknowledged it; once true, it is so until the resource changes, since no node goes back. Condition fields as in
+Kubernetes' API conventions.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import trio
 from controller.kubernetes.client import Client, ClusterError
 from controller.kubernetes.cluster import OURS, PLURALS, Cluster
 from controller.kubernetes.policies import Condition, Declared
+from controller.kubernetes.progress import Progress, Versions, late
 from controller.publish import Publisher
-from controller.session import NodeStatus
 
 _log = logging.getLogger(__name__)
 _MAX_MESSAGE = 1024
@@ -32,11 +33,11 @@ class StatusWriter:
         client: Client,
         cluster: Cluster,
         publisher: Publisher,
-        nodes: Callable[[], Mapping[str, NodeStatus]],
+        progress: Progress,
         clock: Callable[[], float],
     ) -> None:
         self._client, self._cluster, self._publisher = client, cluster, publisher
-        self._nodes, self._clock = nodes, clock
+        self._progress, self._clock = progress, clock
         self._since: dict[tuple[str, str, int], int] = {}
         """The first revision that holds a resource's generation, by (kind, key, generation)."""
 
@@ -55,28 +56,29 @@ class StatusWriter:
         """Write what is to be written; whether nothing is pending."""
         done, known = True, self._since
         self._since = {}
+        others: Mapping[str, Versions] | None = None
         for kind, mirror in self._cluster.declared.items():
             for key, entry in list(mirror.objects.items()):
                 mark = (kind, key, entry.generation)
                 since = self._since[mark] = known.get(mark, self._publisher.revision)
-                wanted = self._wanted(entry, since)
+                resource = None if _programmed(entry) else entry.resource
+                pending = resource is not None and bool(self._progress.behind(since))
+                if resource is not None and not pending:
+                    others = await self._others() if others is None else others
+                    pending = others is None or bool(late(others, kind, resource.version))
+                wanted = _wanted(entry, pending=pending)
                 done = done and wanted[1].status != "Unknown"
                 if {c.kind: c.said for c in entry.conditions} != {c.kind: c.said for c in wanted}:
                     done = await self._write(kind, key, entry, wanted) and done
         return done
 
-    def _wanted(self, entry: Declared, since: int) -> tuple[Condition, Condition]:
-        of = entry.generation
-        if entry.problem:
-            closed = "; what it selects is closed" if entry.resource is not None else ""
-            accepted = Condition("Accepted", "False", "Invalid", (entry.problem + closed)[:_MAX_MESSAGE], of)
-            return accepted, Condition("Programmed", "False", "Invalid", "the nodes are not told of it as it is", of)
-        # No message is empty: API servers of 1.20 that a newer Go built take an empty text for null, and refuse it.
-        accepted = Condition("Accepted", "True", "Valid", "every field is understood", of)
-        waiting = [name for name, n in self._nodes().items() if n.connected and (n.acked is None or n.acked < since)]
-        if waiting:
-            return accepted, Condition("Programmed", "Unknown", "Pending", "nodes have not acknowledged it yet", of)
-        return accepted, Condition("Programmed", "True", "Acknowledged", "all connected nodes have it", of)
+    async def _others(self) -> Mapping[str, Versions] | None:
+        """How far the other replicas' nodes are; None if that cannot be known now."""
+        try:
+            return await self._progress.others()
+        except ClusterError as error:
+            _log.warning("cannot read how far the nodes are", extra={"reason": str(error)})
+            return None
 
     async def _write(self, kind: str, key: str, entry: Declared, wanted: tuple[Condition, ...]) -> bool:
         namespace, _, name = key.partition("/")
@@ -103,3 +105,22 @@ class StatusWriter:
             _log.warning("cannot write a status", extra={"kind": kind, "resource": key, "reason": str(error)})
             return False
         return True
+
+
+def _programmed(entry: Declared) -> bool:
+    """Whether its conditions say so already."""
+    return any((c.kind, c.status, c.observed) == ("Programmed", "True", entry.generation) for c in entry.conditions)
+
+
+def _wanted(entry: Declared, *, pending: bool) -> tuple[Condition, Condition]:
+    of = entry.generation
+    if entry.problem:
+        closed = "; what it selects is closed" if entry.resource is not None else ""
+        accepted = Condition("Accepted", "False", "Invalid", (entry.problem + closed)[:_MAX_MESSAGE], of)
+        return accepted, Condition("Programmed", "False", "Invalid", "the nodes are not told of it as it is", of)
+    # No message is empty: API servers of 1.20 that a newer Go built take an empty text for null, and refuse it.
+    accepted = Condition("Accepted", "True", "Valid", "every field is understood", of)
+    if pending:
+        message = "nodes have not acknowledged it yet: see `meshctl nodes`"
+        return accepted, Condition("Programmed", "Unknown", "Pending", message, of)
+    return accepted, Condition("Programmed", "True", "Acknowledged", "all connected nodes have it", of)

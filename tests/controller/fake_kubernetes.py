@@ -220,8 +220,8 @@ class FakeKubernetes:
             return False
         terms = [term for term in request.query_params.get("fieldSelector", "").split(",") if term]
         wanted = dict(term.split("=", 1) for term in terms)
-        assert wanted.keys() <= {"metadata.name", "metadata.namespace"}
-        return all(body["metadata"].get(key.partition(".")[2]) == value for key, value in wanted.items())
+        assert wanted.keys() <= {"metadata.name", "metadata.namespace", "spec.serviceAccountName"}
+        return all(body[key.partition(".")[0]].get(key.partition(".")[2]) == value for key, value in wanted.items())
 
     def _list(self, request: Request, collection: str, namespace: str) -> Response:
         items = [b for _k, b in sorted(self._of(collection).items()) if self._chosen(request, namespace, b)]
