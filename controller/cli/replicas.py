@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
-_COUNTS = ("open", "opened", "closed", "failed", "denied", "received", "sent")
+_NAMES = ("reporter", "source", "destination", "service", "security")
+_COUNTS = ("opened", "closed", "failed", "denied", "received", "sent")
 
 
 def nodes(answers: Iterable[Sequence[Row]]) -> list[Row]:
@@ -25,11 +27,15 @@ def _fresh(row: Row) -> tuple[bool, float]:
 
 
 def edges(answers: Iterable[Sequence[Row]]) -> list[Row]:
-    """By who talked to whom, counts added up: a node that went from one controller to another reported to both."""
+    """By who talked to whom, counts added up: a node that went from one controller to another reported to both.
+
+    A connection may have been opened under one and closed under the other, so what is open follows from the sums.
+    """
     found: dict[str, dict[str, Any]] = {}
+    live: Counter[str] = Counter()
     for row in (row for answer in answers for row in answer):
-        names = ("reporter", "source", "destination", "service", "security", "flags")
-        key = json.dumps([row.get(name) for name in names], sort_keys=True)
+        key = _key(row, *_NAMES, "flags")
+        live[_key(row, *_NAMES)] += (row.get("opened") or 0) - (row.get("closed") or 0)
         known = found.setdefault(key, {})
         found[key] = {
             **row,
@@ -37,7 +43,13 @@ def edges(answers: Iterable[Sequence[Row]]) -> list[Row]:
             "first_seen": min(row.get("first_seen") or 0, known.get("first_seen") or row.get("first_seen") or 0),
             "last_seen": max(row.get("last_seen") or 0, known.get("last_seen") or 0),
         }
+    for row in found.values():
+        row["open"] = max(live[_key(row, *_NAMES)], 0) if row.get("flags") == "-" else 0
     return list(found.values())
+
+
+def _key(row: Row, *names: str) -> str:
+    return json.dumps([row.get(name) for name in names], sort_keys=True)
 
 
 MERGED: dict[str, Callable[[Iterable[Sequence[Row]]], list[Row]]] = {"/v1/nodes": nodes, "/v1/edges": edges}

@@ -10,6 +10,7 @@ EDGE = {
     "security": "mutual_tls",
     "flags": "-",
     "opened": 2,
+    "closed": 1,
     "open": 1,
     "first_seen": 10,
     "last_seen": 20,
@@ -27,9 +28,14 @@ def test_of_a_node_that_none_has_the_latest_word_counts() -> None:
 
 
 def test_an_edge_that_was_reported_to_two_is_added_up() -> None:
-    other = {**EDGE, "opened": 3, "open": 0, "first_seen": 5, "last_seen": 7}
+    other = {**EDGE, "opened": 3, "closed": 3, "open": 0, "first_seen": 5, "last_seen": 7}
     (edge,) = edges([[EDGE], [other]])
     assert [edge[name] for name in ("opened", "open", "failed", "first_seen", "last_seen")] == [5, 1, 0, 5, 20]
+
+
+def test_a_connection_that_was_opened_under_one_and_closed_under_another_is_not_open() -> None:
+    other = {**EDGE, "flags": "DC", "opened": 0, "closed": 1, "open": 0}
+    assert [(edge["flags"], edge["open"]) for edge in edges([[EDGE], [other]])] == [("-", 0), ("DC", 0)]
 
 
 def test_different_edges_stay_apart() -> None:
