@@ -1,0 +1,154 @@
+"""One `RouteMatch`, compiled to a test of a request; https://gateway-api.sigs.k8s.io/api-types/httproute/#matches.
+
+- Of several clauses for one header or parameter the first counts.
+- A repeated header is its values joined by commas (cookies by `; `), RFC 9110 section 5.2; of a repeated parameter the
+  first counts. Parameters are percent-decoded, with `+` for a blank, as whoever answers will read them.
+- `host` is the authority, as the client wrote it; `upgrade` the protocol asked for, in lower case.
+- A pattern that cannot be compiled matches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from urllib.parse import unquote_to_bytes
+
+from mesh.message import Request
+from mesh.route.pattern import BadPattern, compile_pattern
+from mesh.traffic import Compare, RouteMatch, ValueMatch
+
+_PARAMETERS = 256
+"""Of a query that are looked at: it bounds what a hostile one costs."""
+
+
+class View:
+    """What the tests ask of one request, each part of it read once, when first asked for."""
+
+    __slots__ = ("_headers", "_parameters", "request")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._headers: dict[bytes, bytes] | None = None
+        self._parameters: dict[bytes, bytes] | None = None
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """Values by name."""
+        found = self._headers
+        if found is None:
+            found = self._headers = {}
+            for name, value in self.request.headers:
+                before = found.get(name)
+                found[name] = value if before is None else before + (b"; " if name == b"cookie" else b",") + value
+            found[b"host"] = self.request.authority
+            if self.request.upgrade:
+                found[b"upgrade"] = self.request.upgrade
+        return found
+
+    @property
+    def parameters(self) -> dict[bytes, bytes]:
+        """Values by name, decoded."""
+        found = self._parameters
+        if found is None:
+            found = self._parameters = {}
+            for pair in self.request.path.partition(b"?")[2].split(b"&", _PARAMETERS)[:_PARAMETERS]:
+                name, _, value = pair.partition(b"=")
+                found.setdefault(_decoded(name), _decoded(value))
+        return found
+
+
+Test = Callable[[View], bool]
+_Among = Callable[[bytes], bool]
+
+
+def compile_match(match: RouteMatch) -> Callable[[Request], bool]:
+    """The whole match, for what is not routing (rate limits): whether a request is one of those meant."""
+    on_path = _path(match)
+    test = compile_clauses(match)
+
+    def matches(request: Request) -> bool:
+        return on_path(request.path.partition(b"?")[0]) and (test is None or test(View(request)))
+
+    return matches
+
+
+def compile_headers(clauses: Iterable[ValueMatch]) -> Callable[[Request], bool]:
+    """Header clauses alone, all of which must match (faults)."""
+    tests = [_header(clause) for clause in first_of_each(clauses)]
+    return lambda request: not tests or _all(tests, View(request))
+
+
+def compile_clauses(match: RouteMatch) -> Test | None:
+    """All of a match but its path; None where there is nothing but the path."""
+    tests: list[Test] = []
+    if match.method:
+        method = match.method.encode()
+        tests.append(lambda view: view.request.method == method)
+    tests += [_header(clause) for clause in first_of_each(match.headers)]
+    tests += [_parameter(clause) for clause in first_of_each(match.query)]
+    if len(tests) < 2:
+        return tests[0] if tests else None
+    return lambda view: _all(tests, view)
+
+
+def first_of_each(clauses: Iterable[ValueMatch]) -> list[ValueMatch]:
+    """Without those for a name that an earlier one is for."""
+    found: dict[str, ValueMatch] = {}
+    for clause in clauses:
+        found.setdefault(clause.name, clause)
+    return list(found.values())
+
+
+def _all(tests: list[Test], view: View) -> bool:
+    for test in tests:  # noqa: SIM110 - all() with a generator takes thrice as long
+        if not test(view):
+            return False
+    return True
+
+
+def _path(match: RouteMatch) -> _Among:
+    path = match.path.encode()
+    if match.compare is Compare.EXACT:
+        return path.__eq__
+    if match.compare is Compare.REGEX:
+        return _pattern(match.path)
+    prefix = path.rstrip(b"/")
+    return lambda found: found.startswith(prefix) and found[len(prefix) :][:1] in (b"", b"/")
+
+
+def _header(clause: ValueMatch) -> Test:
+    name, value = clause.name.lower().encode(), clause.value.encode()
+    if clause.compare is not Compare.REGEX:
+        return lambda view: view.headers.get(name) == value
+    matches = _pattern(clause.value)
+
+    def test(view: View) -> bool:
+        found = view.headers.get(name)
+        return found is not None and matches(found)
+
+    return test
+
+
+def _parameter(clause: ValueMatch) -> Test:
+    name, value = clause.name.encode(), clause.value.encode()
+    if clause.compare is not Compare.REGEX:
+        return lambda view: view.parameters.get(name) == value
+    matches = _pattern(clause.value)
+
+    def test(view: View) -> bool:
+        found = view.parameters.get(name)
+        return found is not None and matches(found)
+
+    return test
+
+
+def _pattern(pattern: str) -> _Among:
+    try:
+        return compile_pattern(pattern)[0]
+    except BadPattern:  # refused where it was written; a node that knows less than its controller must not fall over
+        return lambda _: False
+
+
+def _decoded(text: bytes) -> bytes:
+    if b"%" in text or b"+" in text:
+        return unquote_to_bytes(text.replace(b"+", b" "))
+    return text
