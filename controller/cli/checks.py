@@ -36,6 +36,7 @@ _RIGHTS = (
     ("networking.k8s.io", "networkpolicies", True),
 )
 """API group, resource, and whether it is in our namespace."""
+_VERBS = ("get", "list", "create", "patch", "delete")
 _OTHERS = {"ztunnel": "Istio's ambient mode", "istio-cni-node": "Istio's CNI plug-in", "linkerd-cni": "Linkerd's"}
 
 
@@ -80,9 +81,8 @@ def permissions(allowed: Callable[[str, str, str, str], bool]) -> Iterator[Resul
     """That the user may do what install, upgrade and uninstall do."""
     lacking = []
     for group, resource, namespaced in _RIGHTS:
-        verbs = [
-            v for v in ("get", "create", "patch", "delete") if not allowed(v, group, resource, NAMESPACE * namespaced)
-        ]
+        within = NAMESPACE * namespaced
+        verbs = [verb for verb in _VERBS if not allowed(verb, group, resource, within)]
         if verbs:
             lacking.append(f"{'/'.join(verbs)} {resource}{'.' * bool(group)}{group}")
     what = "you may install it"

@@ -142,10 +142,12 @@ def _run(cluster: Cluster, waiting: Waiting) -> None:
 def upgrade(context: click.Context, texts: tuple[str, ...], only_diff: bool, yes: bool, timeout: int) -> None:
     """Bring the installed mesh to this meshctl's version: show what changes, ask, then roll node by node.
 
-    Settings stay as they were installed unless given anew. A node's pods keep their capture while its noded is
-    replaced; their connections are reset when the old one ends.
+    What it does not hold any more is deleted when the rest runs, but never a CRD or a Secret. Settings stay as they
+    were installed unless given anew. A node's pods keep their capture while its noded is replaced; their connections
+    are reset when the old one ends.
     """
     from controller.cli import deployment
+    from controller.cli.prune import dropped
     from controller.cli.rollout import Waiting, say
 
     cluster = target_of(context).cluster()
@@ -155,7 +157,9 @@ def upgrade(context: click.Context, texts: tuple[str, ...], only_diff: bool, yes
         raise Failure(f"Nodemesh is not installed on {cluster.access.server}", "meshctl install")
     settings = deployment.settings_of(namespace) | deployment.parse_settings(texts)
     bodies = deployment.objects(deployment.version_of(cluster.get("/version")), settings)
+    gone = dropped(cluster, bodies)
     changed = [text for body in bodies if (text := _diff(cluster, body))]
+    changed += [_shown(deployment.name_of(body), deployment.comparable(body), "") for _path, body in gone]
     click.echo("".join(changed), nl=False)
     if not changed:
         say("nothing changes")
@@ -167,6 +171,9 @@ def upgrade(context: click.Context, texts: tuple[str, ...], only_diff: bool, yes
     waiting = Waiting(timeout)
     _apply(cluster, bodies, waiting)
     _run(cluster, waiting)
+    for path, body in gone:  # not before: until now something may have run with it
+        if cluster.delete(path):
+            say(f"{deployment.name_of(body)}: deleted")
     click.echo("upgraded")
 
 
@@ -183,8 +190,14 @@ def _diff(cluster: Cluster, body: Mapping[str, Any]) -> str:
         if there is not None:
             raise
         new = deployment.comparable(body)  # in a namespace, or of a kind, that is not there yet
-    lines = difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"{name} (now)", f"{name} (then)")
-    return "".join(lines)
+    return _shown(name, old, new)
+
+
+def _shown(name: str, old: str, new: str) -> str:
+    then = "then" if new else "deleted"
+    return "".join(
+        difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"{name} (now)", f"{name} ({then})")
+    )
 
 
 @examples("meshctl uninstall", "meshctl uninstall --yes --keep-resources")

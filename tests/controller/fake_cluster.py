@@ -103,6 +103,7 @@ class FakeCluster(FakeKubernetes):
             raise Failure(404, "NotFound", f"namespaces {namespace!r} not found")
         known = self._of(collection).get(self._key(body))
         merged = copy.deepcopy(body)
+        merged["metadata"]["managedFields"] = [{"manager": "meshctl", "operation": "Apply"}]
         if known is not None:  # nobody else sets fields here, so what is not applied any more goes
             kept = {name: known["metadata"][name] for name in _ASSIGNED if name in known["metadata"]}
             merged = {**merged, "metadata": merged["metadata"] | kept}

@@ -235,6 +235,44 @@ def test_settings_outlive_an_upgrade(meshctl: Meshctl, cluster: FakeCluster) -> 
     assert "example.org" in body["data"]["controller.yaml"]
 
 
+def test_upgrade_deletes_what_the_release_dropped_and_nothing_else(
+    meshctl: Meshctl, cluster: FakeCluster, installed: None
+) -> None:
+    mark = {"labels": {"app.kubernetes.io/part-of": "nodemesh"}}
+    ours = {**mark, "managedFields": [{"manager": "meshctl", "operation": "Apply"}]}
+    rules, roles = "apis/networking.k8s.io/v1/networkpolicies", "apis/rbac.authorization.k8s.io/v1/clusterroles"
+    crds = "apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    for collection, name, namespace, metadata in (
+        (rules, "old", NS, ours),
+        (roles, "old", "", ours),
+        (rules, "mine", NS, mark),  # somebody else's with our label
+        (rules, "unmarked", NS, {}),
+        (rules, "elsewhere", "shop", ours),
+        (crds, "old.nodemesh.dev", "", ours),
+        ("api/v1/secrets", "nodemesh-ca", NS, ours),
+    ):
+        kind = cluster.kinds[collection]
+        where = {"namespace": namespace} if namespace else {"namespace": ""}
+        cluster.put(collection, {"kind": kind, "metadata": {**metadata, "name": name, **where}})
+
+    def there() -> set[tuple[str, str]]:
+        return {(of, name) for of, objects in cluster.objects.items() for _ns, name in objects}
+
+    before = there()
+    shown = meshctl("upgrade", "--diff")
+    assert shown.status == 1
+    assert [line for line in shown.out.splitlines() if line.startswith("+++")] == [
+        "+++ ClusterRole old (deleted)",
+        f"+++ NetworkPolicy {NS}/old (deleted)",
+    ]
+    assert there() == before
+    result = meshctl("upgrade", "--yes")
+    assert result.status == 0, result.err
+    assert f"NetworkPolicy {NS}/old: deleted" in result.err
+    assert before - there() == {(rules, "old"), (roles, "old")}
+    assert "nothing changes" in meshctl("upgrade").err
+
+
 def test_upgrade_of_nothing_says_install(meshctl: Meshctl) -> None:
     result = meshctl("upgrade")
     assert result.status == 1
