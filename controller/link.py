@@ -129,6 +129,9 @@ class LinkServer:
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             reason = error.__cause__ or error
             _log.info("node connection broke", extra={"peer": peer, "reason": str(reason) or type(reason).__name__})
+        except Exception:  # whatever one node says or is to be told, the others go on
+            self.refused += 1
+            _log.exception("bug in serving a node", extra={"peer": peer})
         finally:
             await trio.aclose_forcefully(tcp)
 

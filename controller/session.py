@@ -249,7 +249,10 @@ class Session:
             self._send(Ping())
 
     def _send(self, message: object) -> None:
-        self._out.append(frame(message, FromController))
+        try:
+            self._out.append(frame(message, FromController))
+        except ValueError as error:  # larger than a frame: the other nodes need not suffer for it
+            raise Broken(f"cannot be told what it is to know: {error}") from error
         if self._flushed.is_set():
             self._flushed = trio.Event()
         self._wake.set()

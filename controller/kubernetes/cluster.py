@@ -79,7 +79,10 @@ class Cluster:
 
     def _on_pod(self, key: str, old: Pod | None, new: Pod | None) -> None:
         if old is not None and (new is None or new.node != old.node):
-            self._on_node[old.node].pop(key, None)
+            here = self._on_node[old.node]
+            here.pop(key, None)
+            if not here:  # whoever may create pods may name any node
+                del self._on_node[old.node]
         if new is not None:
             self._on_node.setdefault(new.node, {})[key] = new
         self._pod_changed(key, old, new)

@@ -100,6 +100,7 @@ class ClusterHome:
             cluster.slices.objects.values(),
             cluster.resources(),
             self.register.enrolment,
+            cluster.nodes.objects.values(),
         )
 
     def ranges(self) -> tuple[str, ...]:

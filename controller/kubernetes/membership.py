@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from controller.kubernetes.objects import MODE, Namespace, Pod
+from controller.kubernetes.objects import MAX_LABELS, MODE, Namespace, Pod
 from mesh.sync import Assign, Assignment
 
 
@@ -28,9 +28,14 @@ def assign(pods: Iterable[Pod], namespaces: Mapping[str, Namespace], root_namesp
     chosen = [pod for pod in here if wanted(pod, namespaces, root_namespace)]
     return Assign(
         tuple(
-            Assignment(pod.uid, pod.name, pod.namespace, pod.service_account, dict(pod.labels), pod.addresses)
+            Assignment(pod.uid, pod.name, pod.namespace, pod.service_account, _labels(pod), pod.addresses)
             for pod in chosen
         ),
         tuple(sorted(n.name for n in namespaces.values() if n.enabled and n.name != root_namespace)),
         tuple(pod.uid for pod in here if not wanted(pod, namespaces, root_namespace)),
     )
+
+
+def _labels(pod: Pod) -> dict[str, str]:
+    """None of too many: its enrolment will be refused, and the node says so."""
+    return dict(pod.labels) if len(pod.labels) <= MAX_LABELS else {}

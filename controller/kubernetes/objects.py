@@ -10,12 +10,17 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_network
 
 from controller.kubernetes.client import Json
 from controller.schema.names import canonical
 
 ENROLLED = "nodemesh.dev/enrolled"
 """Annotation of a pod: its own UID, put there when its node has enrolled it."""
+_WIDEST = {4: 8, 6: 32}
+"""Prefix lengths of the largest range of pods' addresses that a node may have."""
+MAX_LABELS = 256
+"""Of a pod in the mesh. The API server bounds each one and not how many: a node could not be told of all."""
 MODE = "nodemesh.dev/mode"
 """Label of a namespace (`enabled`) or a pod (`enabled`, `disabled`)."""
 
@@ -98,6 +103,8 @@ class ClusterNode:
     name: str
     pod_ranges: tuple[str, ...]
     created: int
+    addresses: tuple[str, ...] = ()
+    """Its own."""
 
 
 def pod(body: Json) -> Pod:
@@ -172,7 +179,21 @@ def node(body: Json) -> ClusterNode:
     """Read a Node."""
     spec = body.get("spec") or {}
     ranges = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
-    return ClusterNode(body["metadata"]["name"], tuple(ranges), seconds(body["metadata"]))
+    own = [entry.get("address") for entry in (body.get("status") or {}).get("addresses") or ()]
+    return ClusterNode(body["metadata"]["name"], _ranges(ranges), seconds(body["metadata"]), _addresses(own))
+
+
+def _ranges(texts: Iterable[str]) -> tuple[str, ...]:
+    """A node may write its own ranges once, so they count only if they are of a node's size."""
+    found = []
+    for text in texts:
+        try:
+            network = ip_network(text, strict=False)
+        except ValueError:
+            continue
+        if network.prefixlen >= _WIDEST[network.version]:
+            found.append(str(network))
+    return tuple(found)
 
 
 def seconds(metadata: Json) -> int:

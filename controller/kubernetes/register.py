@@ -21,7 +21,7 @@ from controller.enrol import Enrolled, Refusal
 from controller.kubernetes import token_review
 from controller.kubernetes.client import Client, ClusterError, Refused
 from controller.kubernetes.cluster import Cluster
-from controller.kubernetes.objects import ENROLLED, Pod
+from controller.kubernetes.objects import ENROLLED, MAX_LABELS, Pod
 from controller.schema.names import canonical
 from controller.store import Node
 from controller.tokens import Scope
@@ -68,6 +68,8 @@ class PodRegister:
         self._unwritten: dict[str, None] = {}
         """Keys of claims that are to be written."""
         self._wake = trio.Event()
+        self._reviewing = trio.CapacityLimiter(_AT_ONCE)
+        """Anybody can show a token, and each costs the API server a request."""
         self.cluster: Cluster
         """Set before use: the mirrors tell the register of changes, and it reads them."""
 
@@ -126,7 +128,8 @@ class PodRegister:
     async def admit(self, token: str, name: str, csr: bytes) -> Issued:
         """Let a node in by the token of the noded pod that runs on it. Raises `Refusal`."""
         key = _key(csr)
-        await token_review.check(self._client, self.cluster, token, name, self._root_namespace)
+        async with self._reviewing:
+            await token_review.check(self._client, self.cluster, token, name, self._root_namespace)
         issued = self._authority.issue(node_uri(self._authority.trust_domain, name), key, _NODE_LIFE, self._clock())
         _log.info("node joined", extra={"node": name})
         return issued
@@ -194,6 +197,8 @@ class PodRegister:
             raise Refusal(f"pod {pod.key} has service account {pod.service_account!r}")
         if pod.host_network or pod.finished or pod.namespace == self._root_namespace:
             raise Refusal(f"pod {pod.key} cannot be in the mesh: it is finished, or in its node's network, or ours")
+        if len(pod.labels) > MAX_LABELS:
+            raise Refusal(f"pod {pod.key} has {len(pod.labels)} labels, and the mesh takes {MAX_LABELS}: remove some")
         if not 0 < len(raw.addresses) <= _MAX_ADDRESSES:
             raise Refusal(f"a workload must have between 1 and {_MAX_ADDRESSES} addresses")
         try:
@@ -214,6 +219,9 @@ class PodRegister:
         for service in self.cluster.services.objects.values():
             if not wanted.isdisjoint(service.addresses):
                 raise Refusal(f"{', '.join(addresses)}: that is service {service.namespace}/{service.name}")
+        for host in self.cluster.nodes.objects.values():
+            if not wanted.isdisjoint(host.addresses):
+                raise Refusal(f"{', '.join(addresses)}: that is node {host.name!r} itself")
 
     # Claims and the annotation
 

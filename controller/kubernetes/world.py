@@ -1,18 +1,53 @@
 """The cluster's objects to the mesh's model. Pure: the same input gives the same world.
 
-An address has one owner: of two pods that show it (one has just ended, say), the younger. What was the same before is
-taken over as it is, so that a change of one pod among 10,000 costs little.
+An address has one owner: of two pods that show it (one has just ended, say), the one in whose node's range it lies,
+else the younger. kubelets report their pods' addresses, and people write `Workload`s, so neither is taken at its word:
+the address of a service or a node is nobody's, and one in a node's range of pods' addresses is no `Workload`'s. What
+was the same before is taken over as it is, so that a change of one pod among 10,000 costs little.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from ipaddress import ip_address, ip_network
 
-from controller.kubernetes.objects import Backend, ClusterService, Pod, Slice
+from controller.kubernetes.objects import Backend, ClusterNode, ClusterService, Pod, Slice
 from controller.resources import workload_addresses
 from controller.store import Resource
 from controller.translate import World, peer_auth, policy
 from mesh.model import Endpoint, Enrolment, Service, ServicePort, Workload
+
+_MAX_TARGETS = 100_000
+"""Ports times endpoints of one service. Ten ports and 10,000 pods are as many; all nodes are told of each."""
+
+
+class _Land:
+    """Whose addresses may be."""
+
+    def __init__(self, nodes: Iterable[ClusterNode], services: Iterable[ClusterService]) -> None:
+        self._nodes = tuple(nodes)
+        own: list[ClusterNode | ClusterService] = [*self._nodes, *services]
+        self.taken = {address for owner in own for address in owner.addresses}
+        """By nodes and services."""
+
+    @cached_property
+    def _ranges(self) -> dict[tuple[int, int, int], str]:
+        """Node by IP version, bits of the host's part, and the bits before them. Seldom asked for."""
+        found: dict[tuple[int, int, int], str] = {}
+        for node in self._nodes:
+            for network in map(ip_network, node.pod_ranges):
+                bits = network.max_prefixlen - network.prefixlen
+                found[network.version, bits, int(network.network_address) >> bits] = node.name
+        return found
+
+    def node_of(self, address: str) -> str:
+        """The node whose pods have such addresses; `""` if none is known to."""
+        parsed = ip_address(address)
+        for version, bits in {key[:2] for key in self._ranges}:
+            if version == parsed.version and (node := self._ranges.get((version, bits, int(parsed) >> bits))):
+                return node
+        return ""
 
 
 class Builder:
@@ -28,15 +63,17 @@ class Builder:
         slices: Iterable[Slice],
         resources: Iterable[Resource],
         enrolment: Callable[[Pod], tuple[bool, tuple[str, ...]]],
+        nodes: Iterable[ClusterNode] = (),
     ) -> World:
         """The world now. `enrolment` says of a pod whether it is in the mesh, and its addresses."""
         kinds: dict[str, list[Resource]] = {}
         for resource in sorted(resources, key=lambda r: (r.key, str(r.body["apiVersion"]))):
             kinds.setdefault(resource.kind, []).append(resource)
         owners: dict[str, str] = {}
-        workloads, labels = self._pods(pods, owners, enrolment)
+        land = _Land(nodes, services.values())
+        workloads, labels = self._pods(pods, owners, enrolment, land)
         for resource in kinds.get("Workload", ()):
-            _declare(resource, workloads, labels, owners)
+            _declare(resource, workloads, labels, owners, land)
         by_service: dict[str, list[Slice]] = {}
         for entry in slices:
             by_service.setdefault(entry.service, []).append(entry)
@@ -53,6 +90,7 @@ class Builder:
         pods: Mapping[str, Pod],
         owners: dict[str, str],
         enrolment: Callable[[Pod], tuple[bool, tuple[str, ...]]],
+        land: _Land,
     ) -> tuple[dict[str, Workload], dict[str, Mapping[str, str]]]:
         known, self._workloads = self._workloads, {}
         live = []
@@ -61,11 +99,15 @@ class Builder:
                 meshed, addresses = enrolment(pod)
                 if addresses:
                     live.append((pod.created, pod.key, pod, meshed, addresses))
-        for _created, key, _pod, _meshed, addresses in sorted(live, key=lambda entry: entry[:2]):
-            owners.update(dict.fromkeys(addresses, key))  # the younger last
+        for _created, key, pod, _meshed, addresses in sorted(live, key=lambda entry: entry[:2]):  # the younger last
+            for address in addresses:
+                rival = owners.get(address)
+                if address in land.taken or (rival and land.node_of(address) == pods[rival].node != pod.node):
+                    continue
+                owners[address] = key
         workloads: dict[str, Workload] = {}
         for _created, key, pod, meshed, stated in live:
-            addresses = tuple(a for a in stated if owners[a] == key)
+            addresses = tuple(a for a in stated if owners.get(a) == key)
             if not addresses:
                 continue
             before = known.get(key)
@@ -80,11 +122,16 @@ class Builder:
 
 
 def _declare(
-    resource: Resource, workloads: dict[str, Workload], labels: dict[str, Mapping[str, str]], owners: dict[str, str]
+    resource: Resource,
+    workloads: dict[str, Workload],
+    labels: dict[str, Mapping[str, str]],
+    owners: dict[str, str],
+    land: _Land,
 ) -> None:
-    """Add a `Workload` resource, unless a pod has its name; a pod's address stays the pod's."""
+    """Add a `Workload` resource, unless a pod has its name; a pod's address stays the pod's, also one still to come."""
     uid, spec = f"{resource.namespace}/{resource.name}", resource.body["spec"]
-    addresses = tuple(a for a in workload_addresses(resource.body) if a not in owners)
+    stated = workload_addresses(resource.body)
+    addresses = tuple(a for a in stated if a not in owners and a not in land.taken and not land.node_of(a))
     if uid in workloads or not addresses:
         return
     labels[uid] = resource.body["metadata"].get("labels") or {}
@@ -104,6 +151,8 @@ def _service(service: ClusterService, slices: Iterable[Slice], owners: Mapping[s
             if not (backend.ready or service.publish_not_ready):
                 continue
             for address in _first_of_family(backend, families):
+                if address not in targets and len(targets) * len(ports) >= _MAX_TARGETS:
+                    continue  # whoever may write slices could otherwise fill the memory of all nodes
                 known = targets.setdefault(address, [0] * len(ports))
                 targets[address] = [was or now for was, now in zip(known, ports, strict=True)]
     return Service(

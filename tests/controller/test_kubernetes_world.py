@@ -32,7 +32,11 @@ def to(*addresses: str, ready: bool | None = True, name: str = "") -> Json:
 
 
 def built(
-    pods: list[Pod], spec: Json | None = None, *slices: Json, more: list[tuple[str, Json]] | None = None
+    pods: list[Pod],
+    spec: Json | None = None,
+    *slices: Json,
+    more: list[tuple[str, Json]] | None = None,
+    nodes: list[Json] | None = None,
 ) -> World:
     services = {}
     if spec is not None:
@@ -45,7 +49,13 @@ def built(
         [entry for body in slices if (entry := objects.endpoint_slice(body))],
         [resource for resource in resources if resource],
         lambda pod: (pod.enrolled, pod.addresses),
+        map(objects.node, nodes or []),
     )
+
+
+def a_node(name: str, pods: str = "", *addresses: str) -> Json:
+    status = {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]}
+    return {"metadata": {"name": name}, "spec": {"podCIDR": pods} if pods else {}, "status": status}
 
 
 HTTP = [{"name": "http", "port": 8080}]
@@ -100,6 +110,50 @@ def test_a_name_for_something_outside_is_no_service_and_udp_is_no_port() -> None
 def test_an_address_that_two_pods_show_is_the_younger_s() -> None:
     world = built([a_pod("young", "10.77.0.1", created="2026-02-01T00:00:00Z"), a_pod("old", "10.77.0.1")])
     assert list(world.workloads) == ["shop/young"]
+
+
+def test_a_node_cannot_take_an_address_out_of_another_s_range() -> None:
+    victim = a_pod("victim", "10.77.0.1", node="node-a")
+    thief = a_pod("thief", "10.77.0.1", "10.77.1.9", node="node-b", created="2026-02-01T00:00:00Z")
+    world = built([thief, victim], nodes=[a_node("node-a", "10.77.0.0/24"), a_node("node-b", "10.77.1.0/24")])
+    assert {uid: w.addresses for uid, w in world.workloads.items()} == {
+        "shop/victim": ("10.77.0.1",),
+        "shop/thief": ("10.77.1.9",),
+    }
+
+
+def test_an_address_of_a_node_or_a_service_is_no_pod_s_and_no_workload_s() -> None:
+    spec = {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]}
+    declared_ = {
+        "apiVersion": "nodemesh.dev/v1alpha1",
+        "metadata": {"name": "vm", "namespace": "shop", "uid": "u"},
+        "spec": {"addresses": ["10.96.0.1", "10.0.0.1", "10.1.0.1"]},
+    }
+    pods = [a_pod("api", "10.0.0.1"), a_pod("vip", "10.96.0.1")]
+    world = built(pods, spec, more=[("Workload", declared_)], nodes=[a_node("node-a", "", "10.0.0.1")])
+    assert {uid: w.addresses for uid, w in world.workloads.items()} == {"shop/vm": ("10.1.0.1",)}
+
+
+def test_a_workload_cannot_wait_for_a_pod_s_address_to_be_sent_its_traffic_in_plaintext() -> None:
+    body = {
+        "apiVersion": "nodemesh.dev/v1alpha1",
+        "metadata": {"name": "trap", "namespace": "shop", "uid": "u"},
+        "spec": {"addresses": ["10.77.0.200", "fd00:0:0:1::5"]},
+    }
+    nodes = [a_node("node-a", "10.77.0.0/24"), a_node("node-b", "fd00:0:0:1::/64")]
+    assert built([], more=[("Workload", body)], nodes=nodes).workloads == {}
+
+
+def test_ranges_that_are_none_or_as_wide_as_the_world_are_not_a_node_s() -> None:
+    ranges = [objects.node(a_node("n", text)).pod_ranges for text in ("0.0.0.0/0", "::/0", "nonsense", "10.77.0.9/24")]
+    assert ranges == [(), (), (), ("10.77.0.0/24",)]
+
+
+def test_a_service_with_endless_ports_and_endpoints_stays_of_a_size_that_nodes_can_take() -> None:
+    ports = [{"name": f"p{n}", "port": n} for n in range(1, 20_001)]
+    addresses = [f"10.77.{n >> 8}.{n & 255}" for n in range(1000)]
+    world = built([], {"clusterIP": "10.96.0.1", "ports": ports}, a_slice("1", HTTP, *map(to, addresses)))
+    assert len(world.services["shop/web"].endpoints) == 5
 
 
 def test_pods_that_are_finished_or_in_their_node_s_network_are_no_workloads() -> None:

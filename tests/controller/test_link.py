@@ -96,6 +96,26 @@ async def test_a_client_that_checks_the_name_accepts_the_server(controller: Runn
         await stream.do_handshake()
 
 
+@pytest.mark.parametrize("error", [ValueError("of 70000000 bytes exceeds the frame limit"), LookupError("a bug")])
+async def test_what_cannot_be_said_to_one_node_costs_that_node_s_connection_only(
+    controller: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    credential, other = await controller.join("node-a"), await controller.join("node-b")
+
+    def too_much(*_: object) -> bytes:
+        raise error
+
+    async with connected(controller.port, other) as survivor:
+        await first_update(survivor)
+        with monkeypatch.context() as patched:
+            patched.setattr("controller.session.frame", too_much)
+            async with await dial(controller.port, credential) as stream:
+                await stream.send_all(frame(Hello(PROTOCOL, "test", "", 0), FromNode))
+                with suppress(trio.BrokenResourceError):  # or a bare end of the stream
+                    assert await receive(stream, Reader(FromController)) == []
+        assert isinstance(await survivor.enrol(workload("web-1", "10.77.1.2")), Enrolled | Refused)
+
+
 async def test_tls_1_2_is_refused(controller: Running) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
