@@ -209,7 +209,11 @@ class Enrolments:
     # Out.
 
     async def remove(self, uid: str, drain_seconds: float | None = None) -> None:
-        """Take a workload out of the mesh; returns when nothing of it is left. Raises `Failure`."""
+        """Take a workload out of the mesh; returns when nothing of it is left. Raises `Failure`.
+
+        With time to drain it goes on taking tunnels until the others know that it leaves: those whose connections it
+        would refuse meanwhile still take it for one of the mesh.
+        """
         async with self._alone(uid):
             local = self._locals.get(uid)
             if local is None:
@@ -221,6 +225,8 @@ class Enrolments:
             except Failure as error:
                 local.state, local.reason = State.FAILED, str(error)
                 raise
+            if drain:
+                await self._syncer.leave(uid)
             self._workers.workload_down(uid, drain)
             if not await self._workers.until_gone(uid, drain + _WORKERS_SECONDS):
                 _log.warning("workers did not let go of a workload", extra={"uid": uid})

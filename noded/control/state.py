@@ -32,6 +32,8 @@ class State:
         self.snapshot = Snapshot.empty()
         self.applied_at = 0.0
         """Unix seconds; when the controller last sent something new, also before a restart."""
+        self.replaced = trio.Event()
+        """Set, and succeeded by another, when `snapshot` changes."""
         self._dirty = trio.Event()
         data = read_if_there(self._path)
         if data is not None:
@@ -46,6 +48,8 @@ class State:
         self.snapshot = snapshot
         self.applied_at = time.time()
         self._dirty.set()
+        self.replaced.set()
+        self.replaced = trio.Event()
 
     async def run(self) -> None:
         """Write changes, at most one every few seconds, for ever."""

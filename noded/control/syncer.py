@@ -32,6 +32,7 @@ from noded.control.telemetry import Telemetry
 _log = logging.getLogger(__name__)
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 _APPLY_SECONDS = 10.0
+_LEAVE_SECONDS, _SPREAD_SECONDS = 5.0, 2.0
 
 _T = TypeVar("_T", sync.Enrolled, sync.Signed)
 
@@ -102,6 +103,23 @@ class Syncer:
                 await self._session.send(sync.Withdraw(uid))
             except ControllerAway:
                 pass
+
+    async def leave(self, uid: str) -> None:
+        """Say that a workload is about to go, and give the others time to hear of it; without the controller, none.
+
+        This node hears of it like any other: when it does, the others are given a moment more, for controllers and
+        networks that are slower.
+        """
+        await self.withdraw(uid)
+        with trio.move_on_after(_LEAVE_SECONDS):
+            while self._session is not None and self._meshed(uid):
+                await self._state.replaced.wait()
+        if self._session is not None:
+            await trio.sleep(_SPREAD_SECONDS)
+
+    def _meshed(self, uid: str) -> bool:
+        workload = self._state.snapshot.workloads.get(uid)
+        return workload is not None and workload.meshed
 
     async def flush(self) -> None:
         """Send what is left to report, if the controller is there."""

@@ -3,69 +3,29 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kubebed.cluster import Cluster
 from kubebed.images import PYTHON
+from tests.kube.load import REQUESTS, answers, await_answers, echo, held, load, unharmed
 from tests.kube.mesh import STRICT, Mesh, idle, service, vip
-from tests.kube.pods import Space, eventually, pod, space, web
+from tests.kube.pods import Space, eventually, space, web
 
 SYSTEM = "nodemesh-system"
 RESERVED = "/var/lib/cni/networks/kubebed"
 """Here host-local has a file for each address in use, and in `last_reserved_ip.0` the one after which it looks next."""
-# Each request on a connection of its own: a line with the page or with what went wrong.
-LOAD = """
-import http.client, sys, time, urllib.request
-while True:
-    try:
-        with urllib.request.urlopen(f"http://{sys.argv[1]}/", timeout=5) as answer:
-            print("answer", answer.read().decode().strip(), flush=True)
-    except (OSError, http.client.HTTPException) as problem:
-        print("failure", time.strftime("%X"), problem, flush=True)
-    time.sleep(0.03)
-"""
 DENY = {
     "apiVersion": "nodemesh.dev/v1alpha1",
     "kind": "AuthorizationPolicy",
     "metadata": {"name": "nobody"},
     "spec": {"action": "DENY", "rules": [{}]},
 }
-
-
-def load(name: str, node: str, address: str) -> dict[str, Any]:
-    """A pod that requests a page over and over."""
-    return pod(name, node, ["python3", "-c", LOAD, address], image=PYTHON)
-
-
-def answers(shop: Space, name: str) -> tuple[Counter[str], list[str]]:
-    """What a load got so far: how often which page, and its failures."""
-    lines = shop.kubectl("logs", name).splitlines()
-    pages = Counter(line.removeprefix("answer ") for line in lines if line.startswith("answer "))
-    return pages, [line for line in lines if line.startswith("failure ")]
-
-
-@contextmanager
-def unharmed(shop: Space, name: str) -> Iterator[None]:
-    """Requests go on meanwhile, before and after, and none fails."""
-
-    def more(than: int) -> None:
-        eventually(lambda: answers(shop, name)[0].total() > than + 20)
-
-    more(0)
-    yield
-    more(answers(shop, name)[0].total())
-    assert answers(shop, name)[1] == []
-
-
-def await_answers(shop: Space, name: str, page: str, times: int) -> None:
-    """Until a load has got this page so often."""
-    eventually(lambda: answers(shop, name)[0][page] >= times)
 
 
 def scale(shop: Space, deployment: str, replicas: int) -> None:
@@ -114,7 +74,7 @@ def test_no_request_fails_while_a_deployment_grows_and_shrinks(mesh: Mesh, shop:
     shop.start(idle("client", "node-a"))
     eventually(lambda: shop.fetch("client", at))
     shop.start(load("load", "node-a", at), load("other", "node-b", at))
-    with unharmed(shop, "load"), unharmed(shop, "other"):
+    with unharmed(shop, "load", "other"):
         for replicas in (6, 1, 4):
             scale(shop, "web", replicas)
     assert len(answers(shop, "load")[0]) >= 4, "new pods get requests"
@@ -142,7 +102,7 @@ def test_an_address_that_another_pod_gets_never_comes_with_the_old_identity(mesh
         made = web(name, "node-b")
         made["spec"]["serviceAccountName"] = name
         made["spec"]["containers"].append(
-            {"name": "caller", "image": PYTHON, "command": ["python3", "-c", LOAD, vault]}
+            {"name": "caller", "image": PYTHON, "command": ["python3", "-c", REQUESTS, vault]}
         )
         return made
 
@@ -206,7 +166,7 @@ def test_without_an_api_server_traffic_goes_on_and_afterwards_it_is_caught_up(
         shop.kubectl("delete", "pod", "leaver", "--wait=false")
         cluster.control.stop_api_server()
         try:
-            time.sleep(20)
+            time.sleep(60)
         finally:
             cluster.control.start_api_server()
     shop.apply(DENY)
@@ -228,6 +188,34 @@ def test_pods_of_a_node_that_was_off_come_back_into_the_mesh(mesh: Mesh, shop: S
     cluster.start_node("node-b")
     eventually(lambda: shop.fetch("client", at) == "web", 90)
     eventually(lambda: shop.fetch("returner", other) == "other")
+
+
+def test_no_connection_fails_while_the_root_is_rotated(mesh: Mesh, shop: Space, cluster: Cluster) -> None:
+    def roots() -> list[str]:
+        return [str(root["sha256"]) for root in json.loads(mesh.ctl("ca", "-o", "json"))["roots"]]
+
+    shop.apply(STRICT, service("web"))
+    shop.start(web("web", "node-b"), echo("echo", "node-b"))
+    shop.start(
+        load("far", "node-a", vip(shop, "web")),
+        load("near", "node-b", vip(shop, "web")),
+        held("held", "node-a", f"{shop.address('echo')}:7000"),
+    )
+    before = roots()
+    with unharmed(shop, "far", "near", "held"):
+        mesh.ctl("ca", "rotate")
+        after = roots()
+        assert (len(after), set(after) & set(before)) == (1, set())
+        # One that is new learns the new root and nothing else.
+        shop.start(load("late", "node-a", vip(shop, "web")))
+        await_answers(shop, "late", "web", 20)
+    assert answers(shop, "late")[1] == []
+    shop.kubectl("delete", "pod", "far", "held", "late")
+    # A noded that joins anew has only what was published.
+    cluster.kubectl("-n", SYSTEM, "delete", "pod", noded(cluster, "node-a"), "--timeout=60s")
+    cluster.kubectl("-n", SYSTEM, "rollout", "status", "daemonset/noded", "--timeout=60s")
+    shop.start(load("last", "node-a", vip(shop, "web")))
+    await_answers(shop, "last", "web", 20)
 
 
 def test_while_noded_is_away_a_pod_of_the_mesh_waits_and_another_does_not(

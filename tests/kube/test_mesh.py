@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from kubebed.cluster import Cluster
 from kubebed.images import BUSYBOX
+from tests.kube.load import echo, held, load, unharmed
 from tests.kube.mesh import STRICT, Mesh, idle, service, vip
 from tests.kube.pods import Space, eventually, pod, space, web
 
@@ -61,13 +63,38 @@ def test_a_headless_service_and_an_init_container_work(mesh: Mesh, shop: Space) 
     assert shop.kubectl("logs", "client", "-c", "look").strip() == "web"
 
 
-def test_a_pod_leaves_the_mesh_with_its_label_and_one_that_ran_before_joins(mesh: Mesh, shop: Space) -> None:
-    shop.start(idle("leaver", "node-a"))
-    eventually(lambda: mesh.meshed(shop.name) == {"leaver"})
-    shop.kubectl("label", "pod", "leaver", "nodemesh.dev/mode=disabled")
-    eventually(lambda: mesh.meshed(shop.name) == set())
-    shop.kubectl("label", "pod", "leaver", "nodemesh.dev/mode=enabled", "--overwrite")
-    eventually(lambda: mesh.meshed(shop.name) == {"leaver"})
+def test_a_pod_leaves_and_joins_by_its_label_and_no_connection_fails(mesh: Mesh, shop: Space) -> None:
+    """Those in a tunnel may stay for `drainSeconds`; those that began in plaintext, for as long as they live."""
+
+    def server(name: str, node: str) -> dict[str, Any]:
+        """Pages on port 8080, an echo on 7000."""
+        made = web(name, node)
+        made["spec"]["containers"].append(echo(name, node)["spec"]["containers"][0] | {"name": "echo"})
+        return made
+
+    joiner = server("joiner", "node-b")
+    joiner["metadata"]["labels"]["nodemesh.dev/mode"] = "disabled"
+    shop.start(server("leaver", "node-a"), server("stayer", "node-b"), joiner)
+    at = {name: shop.address(name) for name in ("leaver", "stayer", "joiner")}
+    clients = [
+        held("far", "node-b", f"{at['leaver']}:7000"),
+        held("near", "node-a", f"{at['leaver']}:7000"),
+        held("early", "node-a", f"{at['joiner']}:7000"),
+        held("out", "node-a", f"{at['stayer']}:7000"),
+        load("far-anew", "node-b", f"{at['leaver']}:8080"),
+        load("near-anew", "node-a", f"{at['leaver']}:8080"),
+        load("out-anew", "node-a", f"{at['stayer']}:8080"),
+        load("joiner-anew", "node-a", f"{at['joiner']}:8080"),
+    ]
+    names = {client["metadata"]["name"] for client in clients}
+    shop.start(*clients)
+    eventually(lambda: mesh.meshed(shop.name) == {"leaver", "stayer", *names})
+    with unharmed(shop, *names):
+        shop.kubectl("label", "pod", "leaver", "out", "out-anew", "nodemesh.dev/mode=disabled")
+        shop.kubectl("label", "pod", "joiner", "nodemesh.dev/mode=enabled", "--overwrite")
+        eventually(lambda: mesh.meshed(shop.name) == {"stayer", "joiner", *names} - {"out", "out-anew"})
+    shop.kubectl("label", "pod", "out-anew", "nodemesh.dev/mode-")
+    eventually(lambda: "out-anew" in mesh.meshed(shop.name))
 
 
 def test_pods_outside_the_mesh_and_on_the_hosts_network_are_left_alone(

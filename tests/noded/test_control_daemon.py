@@ -9,9 +9,10 @@ import pytest
 import trio
 
 from mesh.identity import Identity
-from noded.control import enrolment, view
+from noded.control import enrolment, syncer, view
 from noded.control.credential import parse
 from noded.control.failure import CannotRun
+from noded.control.syncer import Syncer
 from tests.noded.control_world import World, eventually, failing_command, replace, world
 
 
@@ -122,6 +123,35 @@ async def test_removing_undoes_everything_in_order(mesh: World) -> None:
             assert not (mesh.config.key_dir / "shop~web.pem").exists()
             assert (await mesh.api.delete("/workloads/shop/web")).status_code == 404
             await eventually(lambda: "shop/web" not in mesh.controller.home.register.enrolled)
+
+
+async def test_a_workload_that_leaves_takes_tunnels_until_the_others_know(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncer, "_SPREAD_SECONDS", 0.0)
+    withdrawn, release = trio.Event(), trio.Event()
+    withdraw = Syncer.withdraw
+
+    async def held_up(self: Syncer, uid: str) -> None:
+        withdrawn.set()
+        await release.wait()
+        await withdraw(self, uid)
+
+    monkeypatch.setattr(Syncer, "withdraw", held_up)
+    async with mesh.controlled():
+        mesh.token()
+        async with mesh.node(), trio.open_nursery() as nursery:
+            await mesh.connected()
+            await mesh.enrol("web")
+            nursery.start_soon(mesh.api.delete, "/workloads/shop/web?drain=20")
+            await withdrawn.wait()
+            assert [step for step, _ in mesh.namespaces.log] == ["apply", "undo_syn"]
+            assert [(t["worker"], t["workload"]) for t in await mesh.told()] == [(0, "shop/web"), (1, "shop/web")]
+            release.set()
+            await mesh.until("/workloads", lambda answer: answer["items"] == [])
+            assert await mesh.told() == []
+            assert "shop/web" not in mesh.controller.home.register.enrolled
+            assert (await mesh.get("/mesh/workloads"))["items"] == []
 
 
 async def test_after_a_crash_and_without_the_controller_everything_comes_back(mesh: World) -> None:
