@@ -99,6 +99,7 @@ class RequestHead:
     upgrade: bytes
     expects: bool
     keep_alive: bool
+    http10: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class RequestHeads:
             fields.upgrade if length == 0 and not old else b"",
             expects,
             fields.keep_alive,
+            old,
         )
 
 
@@ -189,6 +191,8 @@ class ResponseHeads:
         status = int(match[2])
         fields = _fields(head, rest, httptools.HttpResponseParser(_NOTHING), old, self._limits)
         length = fields.length
+        if old and status < 200:
+            raise BadMessage(502, "HTTP/1.0 has no informational answers")
         if status < 200 or status == 204:
             if length:
                 raise BadMessage(502, "a body where there is none")

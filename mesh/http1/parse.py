@@ -42,7 +42,7 @@ class ResponseSink(Protocol):
         """One of 1xx but 101; the response proper follows."""
 
     def on_response(self, response: Response, keep_alive: bool) -> None:
-        """A head was read. `keep_alive`: the connection can be used again."""
+        """A head was read. `keep_alive`: the connection can be used again. With 101, call `switch`, now or later."""
 
     def on_body(self, data: bytes) -> None:
         """A piece of the body, never empty."""
@@ -51,7 +51,7 @@ class ResponseSink(Protocol):
         """The response is complete; called for each but 101, with a body or without."""
 
     def on_rest(self, data: bytes) -> None:
-        """After 101: bytes that are not HTTP/1 any more."""
+        """After `switch`: bytes that are not HTTP/1 any more."""
 
 
 class _State(enum.Enum):
@@ -145,6 +145,18 @@ class _Parser:
     def _head(self, head: bytes) -> None:
         raise NotImplementedError
 
+    def switch(self) -> None:
+        """The last request's upgrade is answered with 101: what follows in this direction goes to `on_rest`."""
+        self._release(_State.REST)
+
+    def _release(self, state: _State) -> None:
+        if self._state is not _State.HELD:
+            return
+        held, self._partial = self._partial, b""
+        self._state = state
+        if held:
+            self.feed(held)
+
     def _incomplete(self) -> None:
         """Refuse at once what cannot become a head: a peer that waits for an answer may never send more."""
         partial = self._partial
@@ -168,21 +180,9 @@ class RequestParser(_Parser):
         self._again = _State.HEAD
         """What follows the request that is being read."""
 
-    def switch(self) -> None:
-        """The last request's upgrade was answered with 101: what follows it goes to the sink's `on_rest`."""
-        self._release(_State.REST)
-
     def proceed(self) -> None:
         """The last request's upgrade was answered otherwise: HTTP/1 goes on. Raises `BadMessage`, as `feed` does."""
         self._release(_State.HEAD)
-
-    def _release(self, state: _State) -> None:
-        if self._state is not _State.HELD:
-            return
-        held, self._partial = self._partial, b""
-        self._state = state
-        if held:
-            self.feed(held)
 
     def _incomplete(self) -> None:
         partial = self._partial.removeprefix(b"\r\n")
@@ -198,7 +198,14 @@ class RequestParser(_Parser):
         read = self._heads.read(head)
         length, keep_alive = read.length, read.keep_alive
         request = Request(
-            read.method, read.authority, read.path, read.headers.copy(), length, read.upgrade, read.expects
+            read.method,
+            read.authority,
+            read.path,
+            read.headers.copy(),
+            length,
+            read.upgrade,
+            read.expects,
+            http10=read.http10,
         )
         again = _State.HEAD if keep_alive else _State.IGNORED
         if not length:
@@ -242,9 +249,9 @@ class ResponseParser(_Parser):
         if self._state is _State.UNTIL_EOF:
             self._state = _State.IGNORED
             self._sink.on_end([])
-        elif self._state is _State.REST or self._state is _State.IGNORED:
+        elif self._state is _State.REST:
             return
-        elif self._state is not _State.HEAD or self._partial or self._expected:
+        elif self._state not in (_State.HEAD, _State.IGNORED) or self._partial or self._expected:
             self._state = _State.FAILED
             raise BadMessage(502, "the server closed before its answer was complete")
 
@@ -273,7 +280,7 @@ class ResponseParser(_Parser):
         if status == 101:
             if not upgrade or read.upgrade != upgrade:
                 raise BadMessage(502, "an upgrade that nobody asked for")
-            self._state = _State.REST
+            self._state = _State.HELD
             self._sink.on_response(response, False)
             return
         if method == b"HEAD" or status == 204 or status == 304 or length == 0:
