@@ -23,10 +23,13 @@ _PARAMETERS = 256
 class View:
     """What the tests ask of one request, each part of it read once, when first asked for."""
 
-    __slots__ = ("_headers", "_parameters", "request")
+    __slots__ = ("_headers", "_parameters", "path", "request")
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        path = request.path
+        mark = path.find(b"?")
+        self.path = path if mark < 0 else path[:mark]
         self._headers: dict[bytes, bytes] | None = None
         self._parameters: dict[bytes, bytes] | None = None
 
@@ -66,7 +69,8 @@ def compile_match(match: RouteMatch) -> Callable[[Request], bool]:
     test = compile_clauses(match)
 
     def matches(request: Request) -> bool:
-        return on_path(request.path.partition(b"?")[0]) and (test is None or test(View(request)))
+        view = View(request)
+        return on_path(view.path) and (test is None or test(view))
 
     return matches
 

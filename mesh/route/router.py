@@ -14,28 +14,17 @@ patterns (any service's `/method`), and those before what matches everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 
 from mesh.message import Request
+from mesh.route.candidates import Candidate, Candidates, Matched
+from mesh.route.limits import limits
 from mesh.route.matching import Test, View, compile_clauses, first_of_each
 from mesh.route.pattern import BadPattern, compile_pattern
-from mesh.traffic import Compare, Route, RouteMatch, RouteRule
+from mesh.traffic import Compare, Route, RouteMatch, TrafficPolicy
 
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """What takes a request."""
-
-    route: Route
-    rule: RouteRule
-    match: RouteMatch
-    """The one of the rule's matches that was met: prefix edits need it."""
-
-
-_Candidate = tuple[Test | None, Matched]
-"""Its path matches already. None: nothing else is asked."""
-_Ranked = tuple[tuple[int | str, ...], Matched]
+_Places = dict[bytes, list[Candidate]]
 
 
 def routes_for(routes: Iterable[Route], service_namespace: str, client_namespace: str) -> list[Route]:
@@ -49,84 +38,113 @@ def routes_for(routes: Iterable[Route], service_namespace: str, client_namespace
 class Router:
     """One service port's routes, as the clients of one namespace meet them."""
 
-    __slots__ = ("_depth", "_exact", "_grpc", "_patterns", "_prefixes")
+    __slots__ = ("_exact", "_grpc", "_patterns", "_prefixes")
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    def __init__(self, routes: Iterable[Route], policy: TrafficPolicy | None = None) -> None:
         """Of routes that all hold, of one kind; see `of`."""
-        ranked: list[_Ranked] = [
-            ((*_rank(route, match), of_rule, of_match), Matched(route, rule, match))
+        ranked = [
+            ((*_rank(route, match), of_rule, of_match), Matched(route, rule, match, limited))
             for route in routes
             for of_rule, rule in enumerate(route.rules)
-            for of_match, match in enumerate(rule.matches)
+            for limited in (limits(rule, policy),)
+            for of_match, match in enumerate(rule.matches or (RouteMatch(),))
         ]
         ranked.sort(key=lambda one: one[0])
         self._grpc = any(found.route.kind == "GRPCRoute" for _, found in ranked)
-        self._exact: dict[bytes, list[_Candidate]] = {}
-        self._prefixes: dict[bytes, list[_Candidate]] = {}
-        """By prefix without its last slash."""
-        self._patterns: list[tuple[Callable[[bytes], bool], Test | None, Matched]] = []
-        for _, found in ranked:
-            match = found.match
-            candidate = (compile_clauses(match), found)
+        exact: _Places = {}
+        prefixes: _Places = {}
+        patterns: _Places = {}
+        for order, (_, found) in enumerate(ranked):
+            match, test = found.match, compile_clauses(found.match)
+            path = match.path.encode()
             if match.compare is Compare.EXACT:
-                self._exact.setdefault(match.path.encode(), []).append(candidate)
+                exact.setdefault(path, []).append((order, test, found))
             elif match.compare is Compare.PREFIX:
-                self._prefixes.setdefault(match.path.encode().rstrip(b"/"), []).append(candidate)
+                prefixes.setdefault(path.rstrip(b"/"), []).append((order, test, found))
             else:
                 try:
-                    self._patterns.append((compile_pattern(match.path)[0], *candidate))
+                    matches, start = compile_pattern(match.path)
                 except BadPattern:
                     continue  # as in mesh.route.matching
-        self._depth = max((prefix.count(b"/") for prefix in self._prefixes), default=0)
+                place = start[: max(start.rfind(b"/"), 0)]
+                patterns.setdefault(place, []).append((order, _with_path(matches, test), found))
+        self._exact = {path: Candidates(found) for path, found in exact.items()}
+        self._prefixes = _Tree(prefixes)
+        self._patterns = _Tree(patterns) if patterns else None
 
     @classmethod
-    def of(cls, routes: Iterable[Route], client_namespace: str, service_namespace: str) -> Router | None:
-        """Compile the routes attached to a service's port for clients of a namespace; None if none holds for them."""
+    def of(
+        cls,
+        routes: Iterable[Route],
+        client_namespace: str,
+        service_namespace: str,
+        policy: TrafficPolicy | None = None,
+    ) -> Router | None:
+        """Compile the routes attached to a service's port for clients of a namespace; None if none holds for them.
+
+        `policy` is the service's.
+        """
         held = routes_for(routes, service_namespace, client_namespace)
-        return cls(held) if held else None
+        return cls(held, policy) if held else None
 
     def match(self, request: Request) -> Matched | None:
         """What takes a request, whose path is normalised; None if nothing does: answer 404."""
-        path = request.path
-        mark = path.find(b"?")
-        if mark >= 0:
-            path = path[:mark]
         view = View(request)
-        exact = self._exact.get(path)
-        if exact is not None and (found := _first(exact, view)) is not None:
-            return found
-        if self._patterns and not self._grpc and (found := self._by_pattern(path, view)) is not None:
-            return found
-        if self._depth:
-            prefix = _cut(path, self._depth)
-            while prefix:
-                candidates = self._prefixes.get(prefix)
-                if candidates is not None and (found := _first(candidates, view)) is not None:
-                    return found
-                prefix = prefix[: max(prefix.rfind(b"/"), 0)]
-        if self._patterns and self._grpc and (found := self._by_pattern(path, view)) is not None:
-            return found
-        everything = self._prefixes.get(b"")
-        return None if everything is None else _first(everything, view)
+        candidates = self._exact.get(view.path)
+        if candidates is not None and (found := candidates.first(view)) is not None:
+            return found[2]
+        prefixes, patterns = self._prefixes, self._patterns
+        if patterns is None:
+            found = prefixes.below(view) or prefixes.root(view)
+        elif self._grpc:
+            found = prefixes.below(view) or patterns.best(view) or prefixes.root(view)
+        else:
+            found = patterns.best(view) or prefixes.below(view) or prefixes.root(view)
+        return None if found is None else found[2]
 
-    def _by_pattern(self, path: bytes, view: View) -> Matched | None:
-        for matches, test, found in self._patterns:
-            if matches(path) and (test is None or test(view)):
+
+class _Tree:
+    """Candidates by the whole elements that a path starts with."""
+
+    __slots__ = ("_depth", "_places", "_root")
+
+    def __init__(self, places: _Places) -> None:
+        """By prefix, without a last slash."""
+        self._places = {prefix: Candidates(found) for prefix, found in places.items() if prefix}
+        self._root = Candidates(places.get(b"", ()))
+        self._depth = max((prefix.count(b"/") for prefix in self._places), default=0)
+
+    def below(self, view: View) -> Candidate | None:
+        """The best of those with the longest prefix that has one, but for those that are for all paths."""
+        for candidates in self._chain(view.path):
+            if (found := candidates.first(view)) is not None:
                 return found
         return None
 
+    def root(self, view: View) -> Candidate | None:
+        """The best of those that are for all paths."""
+        return self._root.first(view)
 
-def _first(candidates: list[_Candidate], view: View) -> Matched | None:
-    for test, found in candidates:
-        if test is None or test(view):
-            return found
-    return None
+    def best(self, view: View) -> Candidate | None:
+        """The best of all, however long their prefix."""
+        found = [candidates.first(view) for candidates in (*self._chain(view.path), self._root)]
+        return min((one for one in found if one is not None), key=itemgetter(0), default=None)
+
+    def _chain(self, path: bytes) -> Iterator[Candidates]:
+        if not self._depth:
+            return
+        # Without what is below the deepest prefix: then a path of 10,000 elements costs no more than another.
+        elements = path.split(b"/", self._depth + 1)
+        if len(elements) > self._depth + 1:
+            path = path[: -len(elements[-1]) - 1]
+        while path:
+            if (candidates := self._places.get(path)) is not None:
+                yield candidates
+            path = path[: max(path.rfind(b"/"), 0)]
 
 
-def _cut(path: bytes, depth: int) -> bytes:
-    """Without what is below that many elements: then a path of 10,000 elements costs no more than another."""
-    elements = path.split(b"/", depth + 1)
-    return path if len(elements) <= depth + 1 else path[: -len(elements[-1]) - 1]
+def _with_path(matches: Callable[[bytes], bool], test: Test | None) -> Test:
+    return lambda view: matches(view.path) and (test is None or test(view))
 
 
 def _rank(route: Route, match: RouteMatch) -> tuple[int | str, ...]:
