@@ -99,5 +99,5 @@ def test_down_leaves_nothing_even_after_everything_crashed(up: str) -> None:
 def test_down_of_what_is_no_cluster_removes_nothing(tmp_path: Path) -> None:
     name = os.path.relpath(tmp_path, RUN)
     done = typed("down", name)
-    assert (done.returncode, "is not up" in done.stderr) == (1, True)
+    assert (done.returncode, "can't be a cluster's name" in done.stderr) == (1, True)
     assert tmp_path.is_dir()

@@ -13,7 +13,7 @@ from demo.story import Story
 from testbed import mesh, network
 from testbed.api import ApiError, Unreachable
 from testbed.document import SpecError
-from testbed.mesh import Testbed, TestbedError
+from testbed.mesh import BEDS, Testbed, TestbedError
 from testbed.network import NetworkError
 from testbed.spec import parse
 
@@ -44,7 +44,7 @@ def main() -> int:
     text = _FILE.read_text().replace("name: demo\n", f"name: {options.name}\n", 1)
     try:
         bed = Testbed(parse(text, _FILE))
-        with mesh.claim(bed.spec.name):
+        with BEDS.claim(bed.spec.name):
             failed = _tour(bed, text, options.once)
     except (SpecError, TestbedError, NetworkError, ApiError, Unreachable) as error:
         print(f"tools/demo: {error}", file=sys.stderr)

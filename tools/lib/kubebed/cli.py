@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
                 machine.check()
                 return _up(cluster.make(name or _NAME, options.nodes, cache.build()))
             case "down":
-                return _down(options.down or name or _only())
+                return _down(options.down or name or cluster.BEDS.choose())
         return _use(cluster.find(name), options)
     except (KubebedError, NetworkError) as error:
         print(f"tools/kubebed: {error}", file=sys.stderr)
@@ -109,13 +109,6 @@ def _use(bed: Cluster, options: argparse.Namespace) -> int:
 def _up(bed: Cluster) -> int:
     print(f"{render(status(bed))}\n\nKUBECONFIG={bed.kubeconfig}\ntry: tools/kubebed kubectl get pods -A")
     return 0
-
-
-def _only() -> str:
-    there = cluster.names()
-    if len(there) != 1:
-        raise KubebedError(f"several clusters are up ({', '.join(there)}): say which" if there else "no cluster is up")
-    return there[0]
 
 
 def _down(name: str) -> int:

@@ -7,10 +7,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kubebed.errors import KubebedError
 from kubebed.node import CGROUP, Host, remove_cgroups
 from kubebed.spec import CONTROL, DISKS, RUN, Spec
 from kubebed.steps import step
+from testbed.beds import Beds
 from testbed.network import NETNS, processes, run
 from testbed.processes import Processes
 
@@ -35,15 +35,12 @@ def names() -> list[str]:
     return sorted(found | {path.name.split("-")[1] for path in NETNS.glob("kb-*-*")})
 
 
+BEDS = Beds("cluster", "kubebed", KubebedError, names)
+
+
 def find(name: str = "") -> Cluster:
     """The cluster of this name, or the only one. Raises `KubebedError`."""
-    there = names()
-    if not name and len(there) > 1:
-        raise KubebedError(f"several clusters are up ({', '.join(there)}): choose with -n NAME")
-    if not there or (name and name not in there):
-        wanted = f"cluster {name} is not up" if name else "no cluster is up"
-        raise KubebedError(f"{wanted}; make one with: tools/kubebed up")
-    folder = RUN / (name or there[0])
+    folder = RUN / BEDS.choose(name)
     try:
         facts = json.loads((folder / "spec.json").read_text())
         return Cluster(
@@ -54,20 +51,6 @@ def find(name: str = "") -> Cluster:
         raise KubebedError(
             f"cluster {folder.name} is incomplete; remove it with: tools/kubebed -n {folder.name} down"
         ) from None
-
-
-@contextlib.contextmanager
-def claim(name: str) -> Iterator[None]:
-    """Be the only one who makes or removes this cluster. Raises `KubebedError` while somebody else is.
-
-    The lock is an abstract socket: it ends with its process and leaves no file.
-    """
-    with socket.socket(socket.AF_UNIX) as lock:
-        try:
-            lock.bind(f"\0nodemesh-kubebed/{name}")
-        except OSError:
-            raise KubebedError(f"another command is making or removing cluster {name} right now") from None
-        yield
 
 
 class Cluster:
@@ -196,7 +179,7 @@ def without_proxies() -> dict[str, str]:
 
 def make(name: str, nodes: int, parts: Parts) -> Cluster:
     """Make a cluster and wait until it is ready; removed again if that fails. Raises `KubebedError`."""
-    with claim(name):
+    with BEDS.claim(name):
         spec.make(name, 1, nodes)
         if name in names():
             raise KubebedError(f"cluster {name} is up already; remove it with: tools/kubebed -n {name} down")
@@ -211,8 +194,7 @@ def make(name: str, nodes: int, parts: Parts) -> Cluster:
 
 def down(name: str) -> bool:
     """Remove a cluster, whatever became of it. False if there was nothing to remove."""
-    with claim(name):
-        # Asked first, since it becomes part of paths that are removed.
+    with BEDS.claim(name):
         if name not in names():
             return False
         _remove(name)

@@ -12,11 +12,11 @@ no network uses (RFC 2544).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from kubebed.errors import KubebedError
+from testbed.beds import NAME_RULE, is_name
 
 POD_RANGE = "10.244.0.0/16"
 SERVICE_RANGE = "10.96.0.0/16"
@@ -96,11 +96,8 @@ class Spec:
 
 def make(name: str, number: int, nodes: int) -> Spec:
     """A cluster of so many nodes. Raises `KubebedError`."""
-    if not re.fullmatch(r"[a-z][a-z0-9]{0,19}", name):
-        # Without '-' in it, `kb-<name>-` can't be the beginning of another cluster's namespaces.
-        raise KubebedError(
-            f"'{name}' can't be a cluster's name: a letter and up to 19 more letters or digits, lower case"
-        )
+    if not is_name(name):
+        raise KubebedError(f"'{name}' can't be a cluster's name: it is {NAME_RULE}")
     if not 1 <= nodes <= MOST_NODES:
         raise KubebedError(f"a cluster has 1 to {MOST_NODES} nodes, not {nodes}")
     return Spec(name, number, tuple(map(Node, range(1, nodes + 1))))

@@ -13,7 +13,7 @@ from pathlib import Path
 from testbed import mesh
 from testbed.api import ApiError, Unreachable
 from testbed.document import SpecError
-from testbed.mesh import Testbed, TestbedError
+from testbed.mesh import BEDS, Testbed, TestbedError
 from testbed.network import NetworkError
 from testbed.report import render, status
 from testbed.spec import Spec, parse
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
             case "up":
                 return _up(options.file, name)
             case "down":
-                return _down(options.down or name or _only())
+                return _down(options.down or name or BEDS.choose())
         bed = mesh.find(name)
         match options.command:
             case "exec":
@@ -132,7 +132,7 @@ def _up(file: Path, name: str) -> int:
     bed = Testbed(parse(text, file))
     if name and name != bed.spec.name:
         raise TestbedError(f"{file} is called '{bed.spec.name}', not '{name}'")
-    with mesh.claim(bed.spec.name):
+    with BEDS.claim(bed.spec.name):
         if bed.spec.name in mesh.names():
             raise TestbedError(
                 f"testbed '{bed.spec.name}' is up already; remove it with: tools/testbed down {bed.spec.name}"
@@ -148,15 +148,8 @@ def _up(file: Path, name: str) -> int:
     return 0
 
 
-def _only() -> str:
-    there = mesh.names()
-    if len(there) != 1:
-        raise TestbedError(f"several testbeds are up ({', '.join(there)}): say which" if there else "no testbed is up")
-    return there[0]
-
-
 def _down(name: str) -> int:
-    with mesh.claim(name):
+    with BEDS.claim(name):
         if not mesh.down(name):
             raise TestbedError(f"testbed '{name}' is not up")
     print(f"testbed '{name}' is gone")

@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import yaml
 
 from testbed import network, services
 from testbed.api import ApiError, Unreachable, call
+from testbed.beds import Beds, is_name
 from testbed.document import SpecError
 from testbed.processes import Processes
 from testbed.spec import CONTROLLER_ADDRESS, POD_RANGES, SERVICE_RANGE, Node, Pod, Spec, parse
@@ -42,15 +42,12 @@ def names() -> list[str]:
     return sorted(path.name for path in FOLDER.glob("*")) if FOLDER.is_dir() else []
 
 
+BEDS = Beds("testbed", "testbed", TestbedError, names)
+
+
 def find(name: str = "") -> Testbed:
     """The testbed of this name, or the only one. Raises `TestbedError`."""
-    there = names()
-    if not name and len(there) > 1:
-        raise TestbedError(f"several testbeds are up ({', '.join(there)}): choose with -n NAME")
-    if not there or (name and name not in there):
-        wanted = f"testbed '{name}' is not up" if name else "no testbed is up"
-        raise TestbedError(f"{wanted}; start one with: tools/testbed up FILE")
-    folder = FOLDER / (name or there[0])
+    folder = FOLDER / BEDS.choose(name)
     try:
         source = Path((folder / "source").read_text())
         return Testbed(parse((folder / "spec.yaml").read_text(), source, up=True))
@@ -60,22 +57,10 @@ def find(name: str = "") -> Testbed:
         ) from None
 
 
-@contextlib.contextmanager
-def claim(name: str) -> Iterator[None]:
-    """Be the only one who makes or removes this testbed. Raises `TestbedError` while somebody else is.
-
-    The lock is an abstract socket: it ends with its process and leaves no file.
-    """
-    with socket.socket(socket.AF_UNIX) as lock:
-        try:
-            lock.bind(f"\0nodemesh-testbed/{name}")
-        except OSError:
-            raise TestbedError(f"another command is making or removing testbed '{name}' right now") from None
-        yield
-
-
 def down(name: str) -> bool:
     """Remove a testbed, whatever became of it. False if there was nothing to remove."""
+    if not is_name(name):
+        return False
     folder = FOLDER / name
     there = folder.exists() or bool(network.remaining(name))
     network.destroy(name)

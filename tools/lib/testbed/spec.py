@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from testbed.beds import NAME_RULE, is_name
 from testbed.document import Map, SpecError, load
 
 POD_RANGES = ("10.77.0.0/16", "fd77::/48")
@@ -109,9 +110,8 @@ def parse(text: str, file: Path, *, up: bool = False) -> Spec:
     top, faults = load(text, str(file))
     top.only("name", "nodes", "pods", "services", "policies", "noded", "controller")
     name = top.text("name")
-    if name and not re.fullmatch(r"[a-z][a-z0-9]{0,19}", name):
-        # Without '-' in it, `nm-<name>-` can't be the beginning of another testbed's namespaces.
-        faults.add(top.at("name"), f"name: '{name}' must be a letter and up to 19 more letters or digits, lower case")
+    if name and not is_name(name):
+        faults.add(top.at("name"), f"name: '{name}' must be {NAME_RULE}")
     nodes = tuple(Node(node, number) for number, node in enumerate(top.texts("nodes"), 1))
     if not nodes:
         faults.add(top.at("nodes"), "nodes: at least one is needed, e.g. nodes: [node-a, node-b]")
