@@ -2,13 +2,17 @@
 
 Which are chosen from, in this order: the local ones that are healthy (with `prefer_local`), all that are healthy, and
 if more than half are ejected all of them, since the fault is then hardly theirs (Envoy's panic threshold of 50 %).
+With RING_HASH and MAGLEV a client's host must not depend on the node it comes through nor on the time: neither locality
+nor slow start counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
 
+from mesh.balance.affine import Affine
+from mesh.balance.affinity import Building, Maglev, Ring, hashed
 from mesh.balance.host import Host
 from mesh.balance.pool import Pool
 from mesh.traffic import Balance, LoadBalancing
@@ -21,8 +25,10 @@ class Hosts:
 
     def __init__(self, balancing: LoadBalancing) -> None:
         self._choice = _CHOICES.get(balancing.policy, Hosts._random)
-        self._window = balancing.slow_start
-        self._prefer_local = balancing.prefer_local
+        table = _TABLES.get(balancing.policy)
+        self._affine = Affine(table) if table else None
+        self._window = 0.0 if table else balancing.slow_start
+        self._prefer_local = balancing.prefer_local and not table
         self._hosts: dict[_Key, Host] = {}
         self._turn = -1
         self.panic = False
@@ -52,7 +58,17 @@ class Hosts:
             self._hosts[key] = host
         for host in before.values():
             host.ejected_until = inf
+        if self._affine:
+            self._affine.update(self._hosts.values())
         self._arrange(now)
+
+    def work(self) -> bool:
+        """Build half a millisecond's worth of the table that affinity needs; whether there is more to do.
+
+        To be called while nothing else wants doing, until False, after each `update`. `pick` does a slice, too, and all
+        that is left if there is no table at all yet.
+        """
+        return self._affine is not None and self._affine.work()
 
     def eject(self, host: Host, until: float, now: float) -> None:
         """Choose it no more (but in a panic) until it is readmitted, which `until` announces."""
@@ -71,6 +87,7 @@ class Hosts:
     ) -> Host | None:
         """The host for a request, None only if there is no host at all.
 
+        RING_HASH and MAGLEV take the one of `hash_key`, and without a key any.
         `roll` is uniform in [0, 1) with all its 53 bits. `excluded` (those tried before) is avoided as long as there is
         another host: then a local one is passed over for a remote one too.
         """
@@ -79,6 +96,10 @@ class Hosts:
         pool = self._pool
         if not pool.count:
             return None
+        if hash_key is not None and self._affine:
+            if (affine := self._affine.pick(hash_key, self.panic, excluded)) is not None:
+                return affine
+            roll = (hashed(hash_key) >> 11) / (1 << 53)
         host = self._choice(self, pool, now, roll)
         if excluded and host in excluded:
             return self._another(host, excluded, roll)
@@ -133,4 +154,9 @@ _CHOICES: dict[Balance, Callable[[Hosts, Pool, float, float], Host]] = {
     Balance.LEAST_REQUEST: Hosts._least_request,
     Balance.EWMA: Hosts._peak_ewma,
     Balance.ROUND_ROBIN: Hosts._round_robin,
+}
+
+_TABLES: dict[Balance, Callable[[Sequence[bytes]], Building]] = {
+    Balance.RING_HASH: Ring.build,
+    Balance.MAGLEV: Maglev.build,
 }
