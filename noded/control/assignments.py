@@ -84,6 +84,10 @@ class Assignments:
         self._assigned = assign
         self._pods = {f"{pod.namespace}/{pod.name}": pod for pod in assign.pods}
         self._others = frozenset(assign.others)
+        live = {*self._pods, *(local.uid for local in self._enrolments)}
+        for remembered in (self._said, self._enrolled_as):
+            for uid in remembered.keys() - live:
+                del remembered[uid]
         try:
             self._markers.set(assign.namespaces)
         except OSError as error:
@@ -139,12 +143,14 @@ class Assignments:
 
     async def gone(self, uid: str, netns: str) -> None:
         """A pod's network is being taken down: forget the pod now, if this is what it was enrolled with."""
-        local = self._enrolments.find(uid)
-        if local is None:
+        if self._enrolments.find(uid) is None:
             return
         path = pods.visible(netns, self._proc) if netns else ""
-        if local.record.netns == path or not self._namespaces.vanished(path, local.record.namespace_id):
-            async with self._alone(uid):
+        async with self._alone(uid):  # and only then look: a successor may be on its way in
+            local = self._enrolments.find(uid)
+            if local is not None and (
+                local.record.netns == path or not self._namespaces.vanished(path, local.record.namespace_id)
+            ):
                 await self._enrolments.discard(uid)
 
     # What runs and what should.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import trio
 
@@ -21,8 +24,9 @@ _log = logging.getLogger(__name__)
 async def run(config: Config, pods: bool, *, namespaces: Namespaces | None = None) -> None:
     """Remove the CNI plug-in, rules of the host, and `runDir`, `keyDir` and `stateDir`; with `pods` capture, too.
 
-    Workloads that stay captured are cut off, and only the end of their namespace frees them. All of it is tried,
-    whatever fails; `CannotRun` says then what is left. It may be repeated.
+    Of these folders what noded has put there, and they themselves if nothing else is left in them. Workloads that stay
+    captured are cut off, and only the end of their namespace frees them. All of it is tried, whatever fails;
+    `CannotRun` says then what is left. It may be repeated.
     """
     private_directory(config.run_dir)
     left: list[str] = []
@@ -40,8 +44,12 @@ async def run(config: Config, pods: bool, *, namespaces: Namespaces | None = Non
         if pods:
             left += await _release(config, namespaces)
         if not left:
-            for folder in (config.key_dir, config.state_dir, config.run_dir):
-                await trio.to_thread.run_sync(_remove, folder)
+            for folder, names in (
+                (config.key_dir, ("*.pem*", "roots.crt*", "joined-with*")),
+                (config.state_dir, ("snapshot.msgpack*",)),
+                (config.run_dir, ("enrolments", "cni", "noded.sock", "noded.lock")),
+            ):
+                await trio.to_thread.run_sync(_remove, folder, names)
     if left:
         raise CannotRun(f"not removed: {'; '.join(left)}", "see what stands in the way, then run it again")
     _log.info("cleaned up")
@@ -64,14 +72,12 @@ async def _release(config: Config, namespaces: Namespaces) -> list[str]:
     return left
 
 
-def _remove(folder: os.PathLike[str]) -> None:
-    """A folder and what is in it; of a mount, what is in it."""
-    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
-        if entry.is_dir(follow_symlinks=False):
-            _remove(entry)
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    """What has these names in a folder, and the folder unless it is a mount or holds something else."""
+    for path in [path for name in names for path in folder.glob(name)]:
+        if path.is_dir() and not path.is_symlink():
+            _remove(path, ("*",))
         else:
-            os.unlink(entry)
-    try:
-        os.rmdir(folder)
-    except OSError:
-        pass
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()

@@ -128,6 +128,8 @@ class CniServer:
                 answer = await self._answer(taken)
             if answer is not None:
                 write_atomic(taken.with_suffix(".answer"), answer)
+        except OSError as error:  # the plug-in then sees that none will come, and its pod is tried again
+            _log.error("the CNI plug-in got no answer", extra={"request": taken.stem, "error": str(error)})
         finally:
             self._forget(taken)
 

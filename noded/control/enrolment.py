@@ -133,6 +133,7 @@ class Enrolments:
                             f"{uid} is enrolled with another namespace, {known.record.netns}", f"remove {uid} first"
                         )
                     self._release(known)
+                    await self._namespaces.end_probes(known.record.mark, dead=True)
                     await self._workers.until_gone(uid, _WORKERS_SECONDS)
                 return await self._enrol(record, netns, known)
             finally:
@@ -239,8 +240,10 @@ class Enrolments:
         self._workers.workload_down(uid, 0)
         try:
             if local is not None:
-                await self._namespaces.undo(local.netns, local.record.mark)
-                await self._namespaces.end_probes(local.record.mark, dead=False)
+                try:
+                    await self._namespaces.undo(local.netns, local.record.mark)
+                finally:
+                    await self._namespaces.end_probes(local.record.mark, dead=False)
         finally:
             await self._forget(uid)
 

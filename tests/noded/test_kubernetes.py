@@ -1,5 +1,7 @@
 """noded on a node of a cluster: assigned pods, found in /proc or brought by the CNI plug-in itself."""
 
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from mesh.sync import POD_UID, Assign, Assignment
 from noded.control import clean_up, daemon
@@ -285,6 +288,64 @@ async def test_the_end_of_a_pod_s_network_forgets_it_at_once(node: Node) -> None
         assert not (node.mesh.config.key_dir / "shop~web.pem").exists()
         assert [step for step, _ in node.mesh.namespaces.log] == ["apply"], "rules stay with what may still run"
         await eventually(lambda: "shop/web" not in node.mesh.controller.home.register.enrolled)
+
+
+async def test_the_late_end_of_an_old_sandbox_does_not_end_its_successor(node: Node) -> None:
+    async with running(node):
+        web, assignments = pod("web"), node.kubernetes.assignments
+        node.assign(web)
+        paths = [node.mesh.namespace(f"cni-{number}", f"10.77.0.{number}") for number in (1, 2)]
+        await node.calls("ADD", web, paths[0])
+        await node.has("web")
+        # the successor is on its way in when the old one's end is told
+        async with trio.open_nursery() as nursery, assignments._alone("shop/web"):
+            nursery.start_soon(assignments.gone, "shop/web", paths[0])
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await assignments._admit("shop/web", web, paths[1], ("10.77.0.2",))
+        (row,) = await node.has("web")
+        assert row["addresses"] == ["10.77.0.2"]
+
+
+async def test_of_pods_that_came_and_went_nothing_is_remembered(node: Node) -> None:
+    async with running(node):
+        for number in range(3):
+            web, netns = pod(f"web-{number}"), node.mesh.namespace(f"cni-{number}", f"10.77.0.{number + 1}")
+            node.assign(web)
+            assert (await node.calls("ADD", web, netns, f"10.77.0.{number + 1}"))[0] == 0
+            await node.calls("DEL", web, netns)
+            await node.has()
+        node.assign()
+        assignments = node.kubernetes.assignments
+        assert (assignments._enrolled_as, assignments._said) == ({}, {})
+        await eventually(lambda: not assignments._locks)
+
+
+async def test_on_a_host_without_inotify_to_spare_the_plug_in_is_served_all_the_same(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Exhausted:
+        @staticmethod
+        def inotify_init1(_flags: int) -> int:
+            ctypes.set_errno(errno.EMFILE)
+            return -1
+
+    monkeypatch.setattr("noded.control.inotify._libc", Exhausted)
+    async with running(node):
+        web = pod("web")
+        node.assign(web)
+        assert (await node.calls("ADD", web, node.mesh.namespace("cni-1", "10.77.0.1")))[0] == 0
+        await node.has("web")
+
+
+async def test_cleaning_up_leaves_what_others_keep_in_the_same_folders(node: Node) -> None:
+    async with running(node):
+        pass
+    for folder in (node.mesh.config.run_dir, node.mesh.config.state_dir, node.mesh.config.key_dir):
+        (folder / "precious").mkdir()
+        (folder / "precious" / "file").write_text("somebody else's")
+    await clean_up.run(node.mesh.config, pods=True, namespaces=node.mesh.namespaces)
+    for folder in (node.mesh.config.run_dir, node.mesh.config.state_dir, node.mesh.config.key_dir):
+        assert [str(path.relative_to(folder)) for path in folder.rglob("*")] == ["precious", "precious/file"]
 
 
 async def test_a_new_sandbox_of_the_same_pod_takes_the_place_of_the_old(node: Node) -> None:
