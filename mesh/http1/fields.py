@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from mesh.http1.failure import BadMessage
 from mesh.message import Headers
@@ -45,8 +45,7 @@ def forbidden_trailer(name: bytes) -> bool:
     return name in _FRAMING or name in _PROTECTED or name.startswith(_PREFIXES)
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(NamedTuple):
     """What a Connection header says."""
 
     close: bool = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import httptools
@@ -38,7 +37,6 @@ METHODS = frozenset(
 _SPECIAL = HOP | {b"content-length", b"host", b"expect", b"http2-settings"}
 _VERSION = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n]*)?")
 _ABSOLUTE = re.compile(rb"([Hh][Tt][Tt][Pp])://([^/?#]*)(.*)", re.DOTALL)
 
 Template = TypeVar("Template")
@@ -76,41 +74,14 @@ class Memo(Generic[Template]):
         self._new[head] = template
 
 
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    headers: Headers
-    length: int | None
-    """None where nothing is said, -1 for chunked."""
-    keep_alive: bool
-    upgrade: bytes
-    hosts: list[bytes]
-    expects: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class RequestHead:
-    """What a request's head says; `headers` is not to be changed."""
-
-    method: bytes
-    authority: bytes
-    path: bytes
-    headers: Headers
-    length: int
-    upgrade: bytes
-    expects: bool
-    keep_alive: bool
-    http10: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """What a response's head says, whatever it answers; `headers` is not to be changed."""
-
-    status: int
-    headers: Headers
-    length: int | None
-    upgrade: bytes
-    keep_alive: bool
+RequestHead = tuple[bytes, bytes, bytes, Headers, int, bytes, bool, bool, bool]
+"""Method, authority, path, headers (not to be changed), length, upgrade, if it expects 100-continue, if the connection
+is kept, if it is HTTP/1.0. Plain tuples: an object's making takes as long as llhttp for the whole head."""
+ResponseHead = tuple[int, Headers, int | None, bytes, bool]
+"""Status, headers (not to be changed), length (-1: chunked, None: not said), upgrade, if the connection is kept. Holds
+for whatever was asked, so an answer to HEAD has its length too."""
+_Fields = tuple[Headers, int | None, bool, bytes, list[bytes], list[bytes]]
+"""Headers, length (as above), if the connection is kept, upgrade, values of Host and of Expect."""
 
 
 class RequestHeads:
@@ -133,36 +104,28 @@ class RequestHeads:
     def _read(self, head: bytes) -> RequestHead:
         line, _, rest = head.partition(b"\r\n")
         method, target, old = request_line(line, self._limits)
-        fields = _fields(head, rest, httptools.HttpRequestParser(_NOTHING), old, self._limits)
-        authority, path = _target(method, target)
-        if fields.hosts:
-            if len(fields.hosts) > 1:
-                raise BadMessage(400, "more than one Host")
-            host = fields.hosts[0]
+        parser = httptools.HttpRequestParser(_NOTHING)
+        headers, length, keep_alive, protocol, hosts, expectations = _fields(head, rest, parser, old, self._limits)
+        authority, path = (b"", target) if target.startswith(b"/") else _target(method, target)
+        if len(hosts) == 1:
+            host = hosts[0]
             if not is_authority(host):
                 raise BadMessage(400, "Host is no host and port")
             if authority and authority.lower() != host.lower():
                 raise BadMessage(400, "Host is not the target's")
             authority = host
+        elif hosts:
+            raise BadMessage(400, "more than one Host")
         elif not old:
             raise BadMessage(400, "no Host")
-        length = fields.length or 0
         expects = False
-        if fields.expects and not old:
-            if len(fields.expects) > 1 or fields.expects[0].lower() != b"100-continue":
+        if expectations and not old:
+            if len(expectations) > 1 or expectations[0].lower() != b"100-continue":
                 raise BadMessage(417, "an expectation that is not 100-continue")
-            expects = length != 0
-        return RequestHead(
-            method,
-            authority,
-            path,
-            fields.headers,
-            length,
-            fields.upgrade if length == 0 and not old else b"",
-            expects,
-            fields.keep_alive,
-            old,
-        )
+            expects = bool(length)
+        if length or old:
+            protocol = b""
+        return method, authority, path, headers, length or 0, protocol, expects, keep_alive, old
 
 
 class ResponseHeads:
@@ -184,23 +147,38 @@ class ResponseHeads:
 
     def _read(self, head: bytes) -> ResponseHead:
         line, _, rest = head.partition(b"\r\n")
-        match = _STATUS.fullmatch(line)
-        if match is None:
-            raise BadMessage(502, "malformed status line")
-        old = match[1] == b"0"
-        status = int(match[2])
-        fields = _fields(head, rest, httptools.HttpResponseParser(_NOTHING), old, self._limits)
-        length = fields.length
-        if old and status < 200:
-            raise BadMessage(502, "HTTP/1.0 has no informational answers")
+        status, old = _status_line(line)
+        parser = httptools.HttpResponseParser(_NOTHING)
+        headers, length, keep_alive, protocol, _, _ = _fields(head, rest, parser, old, self._limits)
         if status < 200 or status == 204:
+            if old and status < 200:
+                raise BadMessage(502, "HTTP/1.0 has no informational answers")
             if length:
                 raise BadMessage(502, "a body where there is none")
             if length is not None:
-                fields.headers[:] = [pair for pair in fields.headers if pair[0] != b"content-length"]
-        if status == 101 and not fields.upgrade:
+                headers = [pair for pair in headers if pair[0] != b"content-length"]
+        if status != 101:
+            protocol = b""
+        elif not protocol:
             raise BadMessage(502, "101 without the protocol")
-        return ResponseHead(status, fields.headers, length, fields.upgrade if status == 101 else b"", fields.keep_alive)
+        return status, headers, length, protocol, keep_alive
+
+
+def _status_line(line: bytes) -> tuple[int, bool]:
+    """The status, and if it is HTTP/1.0."""
+    if line[:9] == b"HTTP/1.1 ":
+        old = False
+    elif line[:9] == b"HTTP/1.0 ":
+        old = True
+    else:
+        raise BadMessage(502, "malformed status line")
+    digits = line[9:12]
+    if len(digits) != 3 or not digits.isdigit() or line[12:13] not in (b" ", b""):
+        raise BadMessage(502, "malformed status line")
+    status = int(digits)
+    if not 100 <= status < 600:
+        raise BadMessage(502, "a status that is none")
+    return status, old
 
 
 def request_line(line: bytes, limits: Limits) -> tuple[bytes, bytes, bool]:
@@ -225,9 +203,7 @@ def request_line(line: bytes, limits: Limits) -> tuple[bytes, bytes, bool]:
 
 
 def _target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """Authority (empty where it doesn't say) and path."""
-    if target.startswith(b"/"):
-        return b"", target
+    """Authority (empty where it doesn't say) and path, of one that does not begin with one."""
     if target == b"*":
         if method != b"OPTIONS":
             raise BadMessage(400, "* is for OPTIONS")
@@ -270,28 +246,37 @@ def _fields(
     except httptools.HttpParserError as error:
         raise BadMessage(400, str(error)) from None
     headers: Headers = []
-    special: list[tuple[bytes, bytes]] = []
+    add = headers.append
+    hosts: list[bytes] = []
+    length: int | None = None
+    keep_alive = not old
+    hop: list[tuple[bytes, bytes]] | None = None
     for line in lines:
         name, _, value = line.partition(b":")
         name = name.lower()
-        if name in _SPECIAL:
-            special.append((name, value.strip(b" \t")))
-            if name == b"content-length":
-                headers.append((name, b"%d" % content_length(value.strip(b" \t"))))
+        value = value.strip()
+        if name not in _SPECIAL:
+            add((name, value))
+        elif name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            if length is not None:
+                raise BadMessage(400, "more than one Content-Length")
+            length = content_length(value)
+            add((name, b"%d" % length))
+        elif hop is None:
+            hop = [(name, value)]
         else:
-            headers.append((name, value.strip(b" \t")))
-    return _special(headers, special, old)
+            hop.append((name, value))
+    if hop is None:
+        return headers, length, keep_alive, b"", hosts, []
+    return _with_hop(headers, hop, length, hosts, old)
 
 
-def _special(headers: Headers, special: Headers, old: bool) -> _Fields:
+def _with_hop(headers: Headers, hop: Headers, length: int | None, hosts: list[bytes], old: bool) -> _Fields:
     values: dict[bytes, list[bytes]] = {}
-    for name, value in special:
+    for name, value in hop:
         values.setdefault(name, []).append(value)
-    length: int | None = None
-    if lengths := values.get(b"content-length"):
-        if len(lengths) > 1:
-            raise BadMessage(400, "more than one Content-Length")
-        length = content_length(lengths[0])
     if codings := values.get(b"transfer-encoding"):
         if length is not None or len(codings) > 1 or codings[0].lower() != b"chunked" or old:
             raise BadMessage(400, "a Transfer-Encoding other than chunked, or beside Content-Length")
@@ -299,15 +284,15 @@ def _special(headers: Headers, special: Headers, old: bool) -> _Fields:
     keep_alive = not old
     protocol = b""
     if options := values.get(b"connection"):
-        said = connection(b",".join(options))
-        keep_alive = not said.close and (said.keep_alive or not old)
-        if said.upgrade:
+        close, keep, upgrades, named = connection(options[0] if len(options) == 1 else b",".join(options))
+        keep_alive = not close and (keep or not old)
+        if upgrades:
             protocol = upgrade(values.get(b"upgrade", []))
-        if said.named:
-            headers = [pair for pair in headers if pair[0] not in said.named]
-    if any(value.lower() == b"trailers" for value in values.get(b"te", ())):
+        if named:
+            headers = [pair for pair in headers if pair[0] not in named]
+    if (codings := values.get(b"te")) and b"trailers" in b",".join(codings).lower().replace(b" ", b"").split(b","):
         headers.append((b"te", b"trailers"))
-    return _Fields(headers, length, keep_alive, protocol, values.get(b"host", []), values.get(b"expect", []))
+    return headers, length, keep_alive, protocol, hosts, values.get(b"expect", [])
 
 
 @functools.cache

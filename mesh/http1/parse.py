@@ -80,6 +80,11 @@ class _Parser:
         self._left = 0
         self._chunks: Chunks | None = None
 
+    @property
+    def in_head(self) -> bool:
+        """Whether a head has begun to arrive, and not all of it is here."""
+        return self._state is _State.HEAD and bool(self._partial)
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Read on; raises `BadMessage`."""
         if type(data) is not bytes:
@@ -195,21 +200,11 @@ class RequestParser(_Parser):
 
     def _head(self, head: bytes) -> None:
         head = head.removeprefix(b"\r\n")  # RFC 9112 section 2.2
-        read = self._heads.read(head)
-        length, keep_alive = read.length, read.keep_alive
-        request = Request(
-            read.method,
-            read.authority,
-            read.path,
-            read.headers.copy(),
-            length,
-            read.upgrade,
-            read.expects,
-            http10=read.http10,
-        )
+        method, authority, path, headers, length, upgrade, expects, keep_alive, http10 = self._heads.read(head)
+        request = Request(method, authority, path, headers.copy(), length, upgrade, expects, b"http", http10)
         again = _State.HEAD if keep_alive else _State.IGNORED
         if not length:
-            self._state = _State.HELD if read.upgrade else again
+            self._state = _State.HELD if upgrade else again
             self._sink.on_request(request, keep_alive)
             self._sink.on_end([])
             return
@@ -265,9 +260,8 @@ class ResponseParser(_Parser):
     def _head(self, head: bytes) -> None:
         if not self._expected:
             raise BadMessage(502, "an answer that nobody asked for")
-        read = self._heads.read(head)
-        status, length = read.status, read.length
-        response = Response(status, read.headers.copy(), 0, read.upgrade)
+        status, headers, length, protocol, keep_alive = self._heads.read(head)
+        response = Response(status, headers.copy(), 0, protocol)
         if status < 200 and status != 101:
             self._informed += 1
             if self._informed > self._limits.informational:
@@ -276,9 +270,8 @@ class ResponseParser(_Parser):
             return
         self._informed = 0
         method, upgrade = self._expected.popleft()
-        keep_alive = read.keep_alive
         if status == 101:
-            if not upgrade or read.upgrade != upgrade:
+            if not upgrade or protocol != upgrade:
                 raise BadMessage(502, "an upgrade that nobody asked for")
             self._state = _State.HELD
             self._sink.on_response(response, False)
