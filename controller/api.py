@@ -29,7 +29,7 @@ from controller.resources import Elsewhere, Rejected, Resources, shown
 from controller.rotation import STEPS, NotYet, Rotation
 from controller.schema.manifests import KINDS, Kind, kind_named
 from controller.selector import SelectorError, parse_selector
-from controller.store import Store, Token
+from controller.store import Resource, Store, Token
 from controller.telemetry import Telemetry
 from controller.tokens import TokenError, mint
 from mesh.identity import Identity
@@ -112,25 +112,30 @@ class Api:
         return {"results": [asdict(result) for result in results]}
 
     async def _list(self, request: Request) -> Any:
-        kind, namespace = _kind(request), request.query_params.get("namespace")
+        kind, namespace = _kind(request), request.query_params.get("namespace") or ""
         try:
             wanted = parse_selector(request.query_params.get("selector", ""))
         except SelectorError as error:
             raise ApiError(400, str(error), "write it as app=web,version!=v1") from error
         chosen = [
             resource
-            for resource in self.resources.all()
-            if resource.kind == kind.name
-            and namespace in (None, "", resource.namespace)
-            and wanted(resource.body["metadata"].get("labels") or {})
+            for resource in await self._of_kind(kind.name, namespace)
+            if wanted(resource.body["metadata"].get("labels") or {})
         ]
         return [shown(resource) for resource in sorted(chosen, key=lambda r: r.key)]
 
     async def _get(self, request: Request) -> Any:
         kind, namespace, name = key = _key(request)
-        if (resource := self.resources.get(key)) is None:
+        found = await self._of_kind(kind, namespace)
+        if (resource := next((r for r in found if r.key == key), None)) is None:
             raise ApiError(404, f"no {kind} {name} in namespace {namespace}")
         return shown(resource)
+
+    async def _of_kind(self, kind: str, namespace: str) -> list[Resource]:
+        try:
+            return await self.resources.of_kind(kind, namespace)
+        except ClusterError as error:
+            raise ApiError(503, f"the Kubernetes API does not answer: {error}", "try again") from error
 
     async def _delete_one(self, request: Request) -> Any:
         kind, namespace, name = key = _key(request)

@@ -59,6 +59,10 @@ class Resources:
         """In no order."""
         return self._all.values()
 
+    async def of_kind(self, kind: str, namespace: str = "") -> list[Resource]:
+        """Those of a namespace, or all; in no order."""
+        return [r for r in self._all.values() if r.kind == kind and namespace in ("", r.namespace)]
+
     def get(self, key: Key) -> Resource | None:
         """One, by (kind, namespace, name)."""
         return self._all.get(key)

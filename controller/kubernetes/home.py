@@ -79,7 +79,7 @@ class ClusterHome:
             namespaces_changed=self._assigner.namespaces_changed,
         )
         self.register.cluster = self._assigner.cluster = self.cluster
-        self.resources = ClusterResources(self.cluster)
+        self.resources = ClusterResources(self.cluster, self.client)
         self.assigned: Callable[[str, Assign | None], Awaitable[Assign]] = self._assigner.next
         self.ca = SecretCa(self.client, root_namespace)
         secrets_path = f"/api/v1/namespaces/{root_namespace}/secrets"

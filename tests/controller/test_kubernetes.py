@@ -412,6 +412,36 @@ async def test_new_roots_are_pushed_to_connected_nodes_and_published(cluster: Fa
         assert len(x509.load_pem_x509_certificates(roots)) == 2
 
 
+async def test_the_clusters_own_services_are_shown_with_what_the_api_server_says(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    for namespace, name in (("shop", "web"), ("shop", "db"), ("other", "web")):
+        metadata = {"name": name, "namespace": namespace, "labels": {"app": name}, "managedFields": [{"manager": "m"}]}
+        ports = [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]
+        cluster.put(
+            "api/v1/services",
+            {"metadata": metadata, "spec": {"clusterIP": "10.96.0.1", "selector": {"app": name}, "ports": ports}},
+        )
+    cluster.page = 2
+
+    async def names(query: str = "") -> list[tuple[str, str]]:
+        rows = await replica.ask("/v1/resources/services" + query)
+        return [(row["metadata"]["namespace"], row["metadata"]["name"]) for row in rows]
+
+    assert await names() == [("other", "web"), ("shop", "db"), ("shop", "web")]
+    assert await names("?namespace=shop&selector=app%3Dweb") == [("shop", "web")]
+    assert await names("?namespace=..") == []
+    (row,) = await replica.ask("/v1/resources/services?namespace=other")
+    assert (row["kind"], row["spec"]["selector"], row["spec"]["ports"][0]["targetPort"]) == (
+        "Service",
+        {"app": "web"},
+        "http",
+    )
+    assert row["metadata"].keys() == {
+        *("name", "namespace", "labels", "uid", "resourceVersion", "generation", "creationTimestamp")
+    }
+
+
 async def test_a_nodes_certificate_is_known_where_the_node_is(cluster: FakeKubernetes, replica: Replica) -> None:
     credential = await replica.joined(cluster, "node-a")
     assert (await replica.ask("/v1/nodes"))[0]["certificate_expires"] is None
