@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -20,6 +20,8 @@ from controller.kubernetes.access import Access
 Json = dict[str, Any]
 _MAX_LINE = 16 * 1024 * 1024
 """Of a watch event; etcd holds nothing larger than 1.5 MB."""
+_MAX_ANSWER = 32 * 1024 * 1024
+"""Of one request. 500 pods, a page of them, are mostly 5 MB; who may create pods could make them 700."""
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
@@ -37,6 +39,10 @@ class ClusterError(Exception):
 
 class Unreachable(ClusterError):
     """No answer: nothing is known of what became of the request."""
+
+
+class TooLarge(ClusterError):
+    """The answer is larger than this process can be expected to hold: ask for less."""
 
 
 class Refused(ClusterError):
@@ -93,12 +99,18 @@ class Client:
         headers = self._headers() | ({"content-type": kind} if body is not None else {})
         content = json.dumps(body).encode() if body is not None else None
         try:
-            answer = await self._http.request(
+            async with self._http.stream(
                 method, path, content=content, headers=headers, params=query or None, timeout=self._timeout
-            )
-        except httpx.HTTPError as error:
+            ) as answer:
+                found = bytearray()
+                async with aclosing(cast(AsyncGenerator[bytes, None], answer.aiter_bytes())) as chunks:
+                    async for chunk in chunks:
+                        found += chunk
+                        if len(found) > _MAX_ANSWER:
+                            raise TooLarge(f"{self._access.server}: an answer of more than {_MAX_ANSWER} bytes")
+        except (httpx.HTTPError, httpx.StreamError) as error:
             raise Unreachable(f"{self._access.server}: {error or type(error).__name__}") from error
-        return _read(answer.status_code, answer.content)
+        return _read(answer.status_code, bytes(found))
 
     def _headers(self) -> dict[str, str]:
         token = self._access.bearer()

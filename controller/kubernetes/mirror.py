@@ -13,15 +13,20 @@ from typing import Generic, NoReturn, TypeVar
 
 import trio
 
-from controller.kubernetes.client import Client, ClusterError, Json, Refused, Unreachable
+from controller.kubernetes.client import Client, ClusterError, Json, Refused, TooLarge, Unreachable
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-_PAGE = "500"
+_PAGE = 500
 _WATCH_SECONDS = 300
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 _ABSENT_SECONDS = 15.0
 """How often to look whether a kind that the server doesn't have was installed."""
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError)
+
+
+_LIST_AGAIN = (400, 404, 410, 500, 504)
+"""What a server may say to a version that it never had, as after its state was restored, besides 410."""
 
 
 class _Gone(Exception):
@@ -73,7 +78,7 @@ class Mirror(Generic[T]):
                 self.version = None
                 pause = _FIRST_PAUSE
             except ClusterError as error:
-                if isinstance(error, Refused) and error.code in (404, 410):
+                if isinstance(error, Refused) and error.code in _LIST_AGAIN:
                     self.version = None
                 _log.warning("cannot follow the cluster", extra={"path": self._path, "reason": str(error)})
                 await trio.sleep(pause * random.uniform(0.5, 1.0))
@@ -100,7 +105,9 @@ class Mirror(Generic[T]):
                 return True
         if not self._optional:
             raise Unreachable(f"the server has none of {', '.join(self._paths)}")
-        self.served = False
+        if self.served:  # seldom meant at the first time: a server that starts, or is being upgraded, says so too
+            self.served = False
+            return False
         for key in list(self.objects):
             self._put(key, None)
         self.synced.set()
@@ -108,13 +115,17 @@ class Mirror(Generic[T]):
 
     async def _list(self) -> None:
         seen: set[str] = set()
-        query = {**self._query, "limit": _PAGE}
+        query, size = {**self._query}, _PAGE
         while True:
-            page = await self._client.get(self._path, **query)
+            try:
+                page = await self._client.get(self._path, **query, limit=str(size))
+            except TooLarge:
+                if size == 1:
+                    raise
+                size = max(1, size // 4)
+                continue
             for item in page.get("items") or ():
-                key = key_of(item)
-                seen.add(key)
-                self._put(key, self._shrink(item))
+                seen.add(self._take(item))
             metadata = page.get("metadata") or {}
             if not (more := metadata.get("continue")):
                 break
@@ -132,19 +143,37 @@ class Mirror(Generic[T]):
         async with self._client.watch(self._path, query, seconds) as events:
             self.connected = True
             async for event in events:
-                body = event.get("object") or {}
+                body = event.get("object")
+                if not isinstance(body, dict):
+                    raise Unreachable("an event without its object")
                 match event.get("type"):
                     case "ADDED" | "MODIFIED":
-                        self._put(key_of(body), self._shrink(body))
+                        self._take(body)
                     case "DELETED":
                         self._put(key_of(body), None)
                     case "BOOKMARK":
                         pass
                     case _:
-                        if body.get("code") == 410:
+                        code = body.get("code")
+                        if code == 410:
                             raise _Gone
-                        raise Refused(int(body.get("code") or 0), str(body.get("reason")), str(body.get("message")))
-                self.version = str(body["metadata"]["resourceVersion"])
+                        known = code if isinstance(code, int) else 0
+                        raise Refused(known, str(body.get("reason")), str(body.get("message")))
+                if (version := (body.get("metadata") or {}).get("resourceVersion")) is None:
+                    raise Unreachable("an object without its version")
+                self.version = str(version)
+
+    def _take(self, body: Json) -> str:
+        """What an object has become, and its key. One that cannot be read stays as it was known: it is one of many."""
+        key = key_of(body)
+        try:
+            new = self._shrink(body)
+        except _UNREADABLE as error:
+            reason = f"{type(error).__name__}: {error}"
+            _log.error("cannot read an object", extra={"path": self._path, "object": key, "reason": reason})
+        else:
+            self._put(key, new)
+        return key
 
     def _put(self, key: str, new: T | None) -> None:
         old = self.objects.get(key)
@@ -157,7 +186,10 @@ class Mirror(Generic[T]):
 
 
 def key_of(body: Json) -> str:
-    """`<namespace>/<name>`, or `<name>` of what has no namespace."""
-    metadata = body["metadata"]
-    namespace = metadata.get("namespace")
-    return f"{namespace}/{metadata['name']}" if namespace else str(metadata["name"])
+    """`<namespace>/<name>`, or `<name>` of what has no namespace. Raises `Unreachable` if it is no object."""
+    try:
+        metadata = body["metadata"]
+        namespace = metadata.get("namespace")
+        return f"{namespace}/{metadata['name']}" if namespace else str(metadata["name"])
+    except _UNREADABLE as error:
+        raise Unreachable(f"what should be an object has no {error}") from error

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
 
 from controller.kubernetes import objects
-from controller.kubernetes.client import Client, Refused, Unreachable
+from controller.kubernetes.client import Client, Refused, TooLarge, Unreachable
 from controller.kubernetes.mirror import Mirror
 from controller.kubernetes.objects import Pod
 from tests.controller.fake_kubernetes import FakeKubernetes, fake_kubernetes, pod
@@ -147,6 +148,102 @@ async def test_a_kind_that_is_not_installed_is_empty_until_it_is(
     del cluster.kinds[path]
     cluster.cut()
     await until(lambda: mirror.objects == {})
+
+
+async def test_a_page_too_large_to_hold_is_asked_for_in_smaller_ones(
+    cluster: FakeKubernetes, client: Client, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.kubernetes.client._MAX_ANSWER", 100_000)
+    for number in range(40):
+        cluster.put(PODS, pod(f"p-{number}", annotations={"large": "x" * 20_000}))
+    mirror, _ = pods_of(client)
+    nursery.start_soon(mirror.run)
+    await until(mirror.synced.is_set)
+    assert len(mirror.objects) == 40
+    assert mirror.lists == 1
+    with pytest.raises(TooLarge):
+        await client.get("/api/v1/pods")
+
+
+async def test_an_object_that_cannot_be_read_stays_as_it_was_and_the_others_go_on(
+    cluster: FakeKubernetes, client: Client, nursery: trio.Nursery
+) -> None:
+    cluster.put(PODS, pod("a", "10.77.0.1"))
+    mirror, _ = pods_of(client)
+    nursery.start_soon(mirror.run)
+    await until(lambda: mirror.connected)
+    cluster.put(PODS, pod("a", "10.77.0.2") | {"status": "nonsense"})
+    cluster.put(PODS, pod("b", "10.77.0.3"))
+    await until(lambda: "shop/b" in mirror.objects)
+    assert mirror.objects["shop/a"].addresses == ("10.77.0.1",)
+    assert mirror.lists == 1
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "ADDED", "object": None},
+        {"type": "ADDED", "object": {}},
+        {"type": "MODIFIED", "object": {"metadata": {"name": "x"}}},
+        {"type": "ERROR", "object": {"code": "many"}},
+        {"type": "BOOKMARK", "object": {"metadata": None}},
+        {},
+    ],
+)
+async def test_events_that_make_no_sense_end_the_watch_and_not_the_mirror(
+    cluster: FakeKubernetes,
+    client: Client,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    event: dict[str, Any],
+) -> None:
+    hostile, watch = [event], client.watch
+
+    @asynccontextmanager
+    async def watching(*given: Any) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        async def nonsense() -> AsyncIterator[dict[str, Any]]:
+            yield hostile.pop()
+
+        async with watch(*given) as events:
+            yield nonsense() if hostile else events
+
+    monkeypatch.setattr(client, "watch", watching)
+    mirror, _ = pods_of(client)
+    nursery.start_soon(mirror.run)
+    cluster.put(PODS, pod("a", "10.77.0.1"))
+    await until(lambda: not hostile and "shop/a" in mirror.objects and mirror.connected)
+    cluster.put(PODS, pod("b", "10.77.0.2"))
+    await until(lambda: "shop/b" in mirror.objects)
+
+
+async def test_one_not_found_does_not_make_policies_vanish(
+    cluster: FakeKubernetes, client: Client, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.kubernetes.mirror._ABSENT_SECONDS", 0.01)
+    path = "apis/security.istio.io/v1/authorizationpolicies"
+    cluster.kinds[path] = "AuthorizationPolicy"
+    cluster.put(path, {"metadata": {"name": "deny", "namespace": "shop"}})
+    seen: list[str | None] = []
+    mirror = Mirror(
+        client, [f"/{path}"], lambda b: str(b["metadata"]["name"]), lambda _k, _o, new: seen.append(new), optional=True
+    )
+    nursery.start_soon(mirror.run)
+    await until(lambda: mirror.connected)
+    get, denials = client.get, [Refused(404, "NotFound", "not now")]
+
+    async def starting(*given: str, **query: str) -> dict[str, Any]:
+        if denials:
+            raise denials.pop()
+        return await get(*given, **query)
+
+    monkeypatch.setattr(client, "get", starting)
+    cluster.stop()
+    cluster.put(PODS, pod("another"))
+    cluster.compact()
+    cluster.start()
+    await until(lambda: mirror.lists == 2)
+    assert not denials
+    assert seen == ["deny"]
 
 
 async def test_errors_tell_a_refusal_from_no_answer(cluster: FakeKubernetes, client: Client) -> None:
