@@ -77,7 +77,7 @@ def compile_match(match: RouteMatch) -> Callable[[Request], bool]:
 
 def compile_headers(clauses: Iterable[ValueMatch]) -> Callable[[Request], bool]:
     """Header clauses alone, all of which must match (faults)."""
-    tests = [_header(clause) for clause in first_of_each(clauses)]
+    tests = [_header(clause) for clause in of_headers(clauses)]
     return lambda request: not tests or _all(tests, View(request))
 
 
@@ -87,19 +87,21 @@ def compile_clauses(match: RouteMatch) -> Test | None:
     if match.method:
         method = match.method.encode()
         tests.append(lambda view: view.request.method == method)
-    tests += [_header(clause) for clause in first_of_each(match.headers)]
-    tests += [_parameter(clause) for clause in first_of_each(match.query)]
+    tests += [_header(clause) for clause in of_headers(match.headers)]
+    tests += [_parameter(clause) for clause in of_parameters(match.query)]
     if len(tests) < 2:
         return tests[0] if tests else None
     return lambda view: _all(tests, view)
 
 
-def first_of_each(clauses: Iterable[ValueMatch]) -> list[ValueMatch]:
+def of_headers(clauses: Iterable[ValueMatch]) -> list[ValueMatch]:
+    """Without those for a name, of whatever case, that an earlier one is for."""
+    return list({clause.name.lower(): clause for clause in reversed(tuple(clauses))}.values())
+
+
+def of_parameters(clauses: Iterable[ValueMatch]) -> list[ValueMatch]:
     """Without those for a name that an earlier one is for."""
-    found: dict[str, ValueMatch] = {}
-    for clause in clauses:
-        found.setdefault(clause.name, clause)
-    return list(found.values())
+    return list({clause.name: clause for clause in reversed(tuple(clauses))}.values())
 
 
 def _all(tests: list[Test], view: View) -> bool:

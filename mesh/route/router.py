@@ -20,7 +20,7 @@ from operator import itemgetter
 from mesh.message import Request
 from mesh.route.candidates import Candidate, Candidates, Matched
 from mesh.route.limits import limits
-from mesh.route.matching import Test, View, compile_clauses, first_of_each
+from mesh.route.matching import Test, View, compile_clauses, of_headers, of_parameters
 from mesh.route.pattern import BadPattern, compile_pattern
 from mesh.traffic import Compare, Route, RouteMatch, TrafficPolicy
 
@@ -152,8 +152,8 @@ def _rank(route: Route, match: RouteMatch) -> tuple[int | str, ...]:
     return (
         -len(match.path.rstrip("/") if match.compare is Compare.PREFIX else match.path),
         0 if match.method else 1,
-        -len(first_of_each(match.headers)),
-        -len(first_of_each(match.query)),
+        -len(of_headers(match.headers)),
+        -len(of_parameters(match.query)),
         route.created,
         f"{route.namespace}/{route.name}",
     )
