@@ -15,7 +15,7 @@ from controller.resources import Resources
 from controller.rotation import Rotation
 from controller.session import NodeStatus
 from controller.store import Store
-from controller.translate import World, world
+from controller.translate import TrafficTranslator, World, world
 from controller.trust import FolderCa
 
 
@@ -51,11 +51,12 @@ class PlainHome:
             connected=connected,
             changed=changed,
         )
+        self._traffic = TrafficTranslator()
         self.resources = Resources(self.store, config.service_range, clock=clock, changed=changed)
 
     def world(self) -> World:
         """The world now."""
-        return world(self.resources.all(), self.register.enrolled)
+        return world(self.resources.all(), self.register.enrolled, self._traffic)
 
     def ranges(self) -> tuple[str, ...]:
         """The mesh's ranges."""

@@ -9,6 +9,10 @@ _SHORT = {
     "authz": "authorizationpolicy",
     "pa": "peerauthentication",
     "peerauth": "peerauthentication",
+    "hr": "httproute",
+    "gr": "grpcroute",
+    "refgrant": "referencegrant",
+    "tp": "trafficpolicy",
 }
 
 PLURALS = {
@@ -16,6 +20,10 @@ PLURALS = {
     "workload": "workloads",
     "authorizationpolicy": "authorizationpolicies",
     "peerauthentication": "peerauthentications",
+    "httproute": "httproutes",
+    "grpcroute": "grpcroutes",
+    "referencegrant": "referencegrants",
+    "trafficpolicy": "trafficpolicies",
 }
 """By kind in lower case."""
 

@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 from controller.kubernetes.objects import Backend, ClusterNode, ClusterService, Pod, Slice
 from controller.resources import workload_addresses
 from controller.store import Resource
-from controller.translate import World, peer_auth, policy
+from controller.translate import TrafficTranslator, World, peer_auth, policy
 from mesh.model import Endpoint, Enrolment, Service, ServicePort, Workload
 
 _MAX_TARGETS = 100_000
@@ -55,6 +55,7 @@ class Builder:
 
     def __init__(self) -> None:
         self._workloads: dict[str, tuple[Pod, tuple[str, ...], bool, Workload]] = {}
+        self._traffic = TrafficTranslator()
 
     def build(
         self,
@@ -77,13 +78,14 @@ class Builder:
         by_service: dict[str, list[Slice]] = {}
         for entry in slices:
             by_service.setdefault(entry.service, []).append(entry)
-        return World(
+        made = World(
             workloads,
             labels,
             {key: _service(services[key], by_service.get(key, ()), owners) for key in sorted(services)},
             tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
             tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
         )
+        return self._traffic.add(made, kinds)
 
     def _pods(
         self,

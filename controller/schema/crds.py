@@ -23,7 +23,9 @@ ACCEPTED, PROGRAMMED = "Accepted", "Programmed"
 _HEADER = "# Generated: python -m controller.schema.crds deploy/daemonset/base/crds\n"
 _UNPRUNED = {"x-kubernetes-preserve-unknown-fields": True}
 _KEPT = ("type", "description", "enum", "required", "minItems", "maxItems", "minimum", "maximum", "pattern")
+_NUMBER_OR_TEXT = "x-kubernetes-int-or-string"
 _UNDERSTOOD = {*_KEPT, "$ref", "$defs", "anyOf", "properties", "items", "additionalProperties", "default", "title"}
+_UNDERSTOOD |= {"const", _NUMBER_OR_TEXT}
 _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "Workload": (
         ("Address", ".spec.address", "The address, if there is one."),
@@ -31,6 +33,7 @@ _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("Service-Account", ".spec.serviceAccount", "Whose identity it is taken for."),
     ),
     "AuthorizationPolicy": (("Action", ".spec.action", "ALLOW if empty."),),
+    "TrafficPolicy": (("Service", ".spec.targetRef.name", "The service that it is for."),),
     "PeerAuthentication": (("Mode", ".spec.mtls.mode", "UNSET if empty."),),
 }
 
@@ -66,6 +69,10 @@ def structural(schema: dict[str, Any], definitions: dict[str, Any] | None = None
         outer = {key: value for key, value in schema.items() if key != "anyOf"}
         return structural({**only, **outer}, definitions)
     made = {key: schema[key] for key in _KEPT if key in schema}
+    if "const" in schema:
+        made["enum"] = [schema["const"]]
+    if _NUMBER_OR_TEXT in schema:
+        return {**made, _NUMBER_OR_TEXT: True}
     if "type" not in schema:
         return {**made, **_UNPRUNED}
     if "properties" in schema:

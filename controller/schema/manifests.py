@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.schema.documents import Document, Path, read
+from controller.schema.gateway import GATEWAY, GRPCRouteSpec, HTTPRouteSpec, ReferenceGrantSpec
 from controller.schema.meta import Envelope, ItemList, Metadata
 from controller.schema.problem import Problem
 from controller.schema.security import AuthorizationPolicySpec, PeerAuthenticationSpec
 from controller.schema.service import ServiceSpec
 from controller.schema.strict import Strict, check
+from controller.schema.traffic_policy import TrafficPolicySpec
 from controller.schema.workload import WorkloadSpec
 
 _SECURITY = ("security.istio.io/v1", "security.istio.io/v1beta1", "nodemesh.dev/v1alpha1")
+_V1, _V1BETA1, _V1ALPHA2 = (f"{GATEWAY}/{version}" for version in ("v1", "v1beta1", "v1alpha2"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ KINDS = {
             "AuthorizationPolicy", "authorizationpolicies", _SECURITY, AuthorizationPolicySpec, False, ("ap", "authz")
         ),
         Kind("PeerAuthentication", "peerauthentications", _SECURITY, PeerAuthenticationSpec, False, ("pa", "peerauth")),
+        Kind("HTTPRoute", "httproutes", (_V1, _V1BETA1, _V1ALPHA2), HTTPRouteSpec, True, ("hr",)),
+        Kind("GRPCRoute", "grpcroutes", (_V1, _V1ALPHA2), GRPCRouteSpec, True, ("gr",)),
+        Kind("ReferenceGrant", "referencegrants", (_V1BETA1, _V1, _V1ALPHA2), ReferenceGrantSpec, True, ("refgrant",)),
+        Kind("TrafficPolicy", "trafficpolicies", ("nodemesh.dev/v1alpha1",), TrafficPolicySpec, True, ("tp",)),
     )
 }
 

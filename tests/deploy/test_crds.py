@@ -55,7 +55,7 @@ def test_the_files_are_what_the_models_say() -> None:
     expected = {name: text(definition) for name, definition in definitions().items()}
     there = {path.name: path.read_text() for path in FOLDER.glob("*.yaml")}
     assert there == expected, "run: python -m controller.schema.crds deploy/daemonset/base/crds"
-    assert set(DEFINITIONS) == {"Workload", "AuthorizationPolicy", "PeerAuthentication"}
+    assert set(DEFINITIONS) == {"Workload", "AuthorizationPolicy", "PeerAuthentication", "TrafficPolicy"}
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
@@ -63,7 +63,8 @@ def test_schemas_are_structural(kind: str) -> None:
     """https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/."""
     (version,) = DEFINITIONS[kind]["spec"]["versions"]
     for node in nodes(version["schema"]["openAPIV3Schema"]):
-        assert "type" in node or node.get("x-kubernetes-preserve-unknown-fields")
+        untyped = ("x-kubernetes-preserve-unknown-fields", "x-kubernetes-int-or-string")
+        assert "type" in node or any(node.get(name) for name in untyped)
         assert not ("properties" in node and "additionalProperties" in node)
         assert not node.keys() & {"$ref", "anyOf", "default", "x-kubernetes-validations", "title"}
         if node.get("type") == "array":
@@ -99,6 +100,10 @@ def test_there_are_examples_of_both_policies() -> None:
         ("AuthorizationPolicy", {"rules": [{"to": [{"operation": {"ports": [8080]}}]}]}),
         ("PeerAuthentication", {"mtls": {"mode": "strict"}}),
         ("PeerAuthentication", {"selector": {"app": "web"}}),
+        ("TrafficPolicy", {"timeout": "10s"}),
+        ("TrafficPolicy", {"targetRef": {"name": "web"}, "loadBalancing": {"policy": "maglev"}}),
+        ("TrafficPolicy", {"targetRef": {"name": "web"}, "retries": {"attempts": "2"}}),
+        ("TrafficPolicy", {"targetRef": {"name": "web"}, "timeout": 10}),
         ("Workload", {"address": 10}),
         ("Workload", {"addresses": ["10.0.0.1"] * 17}),
     ],
@@ -111,6 +116,12 @@ def test_what_the_models_refuse_by_type_the_schema_refuses(kind: str, spec: dict
 
 def test_a_field_that_is_refused_with_a_reason_reaches_the_controller() -> None:
     assert errors("AuthorizationPolicy", {"targetRef": {"kind": "Service", "name": "web"}}) == []
+
+
+@pytest.mark.parametrize("percent", [5, "5%"])
+def test_a_percentage_is_a_number_or_a_text(percent: object) -> None:
+    spec = {"targetRef": {"name": "web"}, "retryBudget": {"percent": percent}}
+    assert errors("TrafficPolicy", spec) == []
 
 
 def test_what_cannot_be_said_in_a_structural_schema_is_an_error() -> None:

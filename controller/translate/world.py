@@ -5,34 +5,18 @@ Enrolment wins over a declared `Workload` of the same namespace and name, and ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from controller.enrol import Enrolled
 from controller.resources import workload_addresses
-from controller.schema.meta import is_dry_run
 from controller.store import Resource
+from controller.translate.gateway import ROUTES, Gateway, ParentStatus
+from controller.translate.security import peer_auth, policy
+from controller.translate.traffic import TrafficPolicies
 from mesh.authz.selection import selects
-from mesh.model import (
-    Action,
-    Condition,
-    Endpoint,
-    Enrolment,
-    MtlsMode,
-    Operation,
-    PeerAuth,
-    Policy,
-    Rule,
-    Service,
-    ServicePort,
-    Source,
-    Workload,
-)
+from mesh.model import Endpoint, Enrolment, PeerAuth, Policy, Service, ServicePort, Workload
 from mesh.traffic import Route, TrafficPolicy
-
-_SOURCE_HTTP = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks")
-_OPERATION_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +33,41 @@ class World:
     """By key."""
     traffic: dict[str, TrafficPolicy] = field(default_factory=dict)
     """By key."""
+    route_statuses: dict[str, tuple[ParentStatus, ...]] = field(default_factory=dict)
+    """By the keys of all routes that have a Service as parent, attached or not."""
 
 
-def world(resources: Iterable[Resource], enrolled: Mapping[str, Enrolled]) -> World:
+@dataclass(frozen=True, slots=True)
+class TrafficTranslator:
+    """Of routes and traffic policies; it keeps from one world to the next what has not changed."""
+
+    gateway: Gateway = field(default_factory=Gateway)
+    policies: TrafficPolicies = field(default_factory=TrafficPolicies)
+
+    def add(self, world: World, kinds: Mapping[str, list[Resource]]) -> World:
+        """The world with them."""
+        routes = [resource for kind in ROUTES for resource in kinds.get(kind, ())]
+        made, statuses = self.gateway.translate(routes, kinds.get("ReferenceGrant", ()), world.services)
+        traffic = self.policies.translate(kinds.get("TrafficPolicy", ()))
+        return replace(world, routes=made, traffic=traffic, route_statuses=statuses)
+
+
+def world(
+    resources: Iterable[Resource], enrolled: Mapping[str, Enrolled], traffic: TrafficTranslator | None = None
+) -> World:
     """Build it. `resources` were validated when they were applied."""
     kinds: dict[str, list[Resource]] = {}
     for resource in sorted(resources, key=lambda r: r.key):
         kinds.setdefault(resource.kind, []).append(resource)
     workloads, labels = _workloads(kinds.get("Workload", ()), enrolled)
-    return World(
+    made = World(
         workloads,
         labels,
         {s.key: s for s in _services(kinds.get("Service", ()), workloads, labels)},
         tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
         tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
     )
+    return (traffic or TrafficTranslator()).add(made, kinds)
 
 
 def _workloads(
@@ -118,79 +122,3 @@ def _services(
                 if not families or (":" in address) in families
             ),
         )
-
-
-def _selector(spec: Mapping[str, Any]) -> dict[str, str]:
-    return dict((spec.get("selector") or {}).get("matchLabels") or {})
-
-
-def policy(resource: Resource) -> Policy:
-    """A checked `AuthorizationPolicy`."""
-    spec, namespace = resource.body.get("spec") or {}, resource.namespace
-    return Policy(
-        resource.name,
-        namespace,
-        Action(spec.get("action") or "ALLOW"),
-        tuple(
-            Rule(
-                tuple(_source(entry["source"], namespace) for entry in rule.get("from") or ()),
-                tuple(_operation(entry["operation"]) for entry in rule.get("to") or ()),
-                tuple(
-                    Condition(c["key"], tuple(c.get("values") or ()), tuple(c.get("notValues") or ()))
-                    for c in rule.get("when") or ()
-                ),
-            )
-            for rule in spec.get("rules") or ()
-        ),
-        _selector(spec),
-        is_dry_run(resource.body["metadata"].get("annotations")),
-    )
-
-
-def _texts(clause: Mapping[str, Any]) -> Callable[[str], tuple[str, ...]]:
-    return lambda name: tuple(clause.get(name) or ())
-
-
-def _source(source: Mapping[str, Any], namespace: str) -> Source:
-    of = _texts(source)
-
-    def accounts(name: str) -> tuple[str, ...]:
-        return tuple(account if "/" in account else f"{namespace}/{account}" for account in of(name))
-
-    return Source(
-        of("principals"),
-        of("notPrincipals"),
-        of("namespaces"),
-        of("notNamespaces"),
-        accounts("serviceAccounts"),
-        accounts("notServiceAccounts"),
-        of("ipBlocks"),
-        of("notIpBlocks"),
-        tuple(name for name in _SOURCE_HTTP if source.get(name)),
-    )
-
-
-def _operation(operation: Mapping[str, Any]) -> Operation:
-    of = _texts(operation)
-    return Operation(
-        tuple(map(int, of("ports"))),
-        tuple(map(int, of("notPorts"))),
-        tuple(name for name in _OPERATION_HTTP if operation.get(name)),
-    )
-
-
-def peer_auth(resource: Resource) -> PeerAuth:
-    """A checked `PeerAuthentication`."""
-    spec = resource.body.get("spec") or {}
-    return PeerAuth(
-        resource.name,
-        resource.namespace,
-        _mode(spec.get("mtls")),
-        _selector(spec),
-        {int(port): _mode(mtls) for port, mtls in (spec.get("portLevelMtls") or {}).items()},
-        resource.created,
-    )
-
-
-def _mode(mtls: Mapping[str, Any] | None) -> MtlsMode:
-    return MtlsMode((mtls or {}).get("mode") or "UNSET")
