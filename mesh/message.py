@@ -29,6 +29,8 @@ class Request:
     expects: bool = False
     """`Expect: 100-continue`: the client waits for it before it sends its body."""
     scheme: bytes = b"http"
+    http10: bool = False
+    """It came in HTTP/1.0: an answer of unknown length ends with the connection."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header."""

@@ -58,7 +58,11 @@ def resolve(snapshot: Snapshot, address: str, port: int, pick: int) -> Target:
     service, _, backends = vip
     if not backends:
         return Target(Kind.REFUSE, address, port, None, service, "the service has no endpoint for this port", "UH")
-    address, port, uid = backends[pick % len(backends)]
+    return to_endpoint(snapshot, service, *backends[pick % len(backends)])
+
+
+def to_endpoint(snapshot: Snapshot, service: Service, address: str, port: int, uid: str) -> Target:
+    """Decide on a connection to one endpoint of a service; `uid` is its workload, or `""`."""
     if port in PROXY_PORTS:
         return _looping(address, port, service)
     if not uid:

@@ -185,6 +185,11 @@ class RequestParser(_Parser):
         self._again = _State.HEAD
         """What follows the request that is being read."""
 
+    @property
+    def held(self) -> bool:
+        """If a request for an upgrade awaits `switch` or `proceed`."""
+        return self._state is _State.HELD
+
     def proceed(self) -> None:
         """The last request's upgrade was answered otherwise: HTTP/1 goes on. Raises `BadMessage`, as `feed` does."""
         self._release(_State.HEAD)

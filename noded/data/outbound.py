@@ -19,6 +19,7 @@ from noded.data.tracker import UNKNOWN, Flow
 from noded.data.tunnel import Tunnel
 
 if TYPE_CHECKING:
+    from noded.data.http.proxy import HttpProxy
     from noded.data.pool import Pool
 
 _REFUSALS = {400: ("UPE", "the peer calls the request wrong"), 401: ("RBAC", "denied by the destination's policy")}
@@ -27,8 +28,8 @@ _REFUSALS = {400: ("UPE", "the peer calls the request wrong"), 401: ("RBAC", "de
 class Outbound:
     """The outbound side of this worker."""
 
-    def __init__(self, node: Node, pool: Pool, dialler: Dialler) -> None:
-        self._node, self._pool, self._dialler = node, pool, dialler
+    def __init__(self, node: Node, pool: Pool, dialler: Dialler, http: HttpProxy) -> None:
+        self._node, self._pool, self._dialler, self._http = node, pool, dialler, http
 
     def accepted(self, local: LocalWorkload, client: socket.socket, peer: tuple[str, int]) -> None:
         """A captured connection. `getsockname` of a socket that TPROXY handed over is its original destination."""
@@ -43,7 +44,16 @@ class Outbound:
         address = canonical(address)
         flow.destination, flow.port = address, port
         flow.identity = local.identity
-        target = resolve(node.snapshot, address, port, node.pick())
+        vip = node.snapshot.vip_at(address, port)
+        if vip is not None and self._http.concerns(vip):
+            self._http.outbound(local, flow, client, vip, self.opaque)
+        else:
+            self.opaque(local, flow, client)
+
+    def opaque(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
+        """Carry it as bytes that mean nothing to us."""
+        node = self._node
+        target = resolve(node.snapshot, flow.destination, flow.port, node.pick())
         if target.kind is Kind.HOLD:
             node.engine.spawn(self._held, local, flow, client, target)
         else:

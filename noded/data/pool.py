@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -20,13 +20,26 @@ from mesh.identity import Identity
 from mesh.model import HBONE_PORT
 from noded.data import tls
 from noded.data.node import LocalWorkload, Node
-from noded.data.outbound import OutboundStream
 from noded.data.tunnel import Tunnel
 
 _MAX_WAITING = 4096
 _SETTINGS_SECONDS = 10
 
 log = logging.getLogger(__name__)
+
+
+class Carried(Protocol):
+    """What wants to be a stream of a tunnel."""
+
+    address: str
+    """Of the destination workload."""
+    closed: bool
+
+    def open_in(self, tunnel: Tunnel, /) -> None:
+        """Open the stream in this tunnel, which has room."""
+
+    def fail(self, flags: str, reason: str, /) -> None:
+        """There is no tunnel."""
 
 
 class Key(NamedTuple):
@@ -44,7 +57,7 @@ class _Entry:
 
     def __init__(self) -> None:
         self.tunnels: list[Tunnel] = []
-        self.waiting: deque[OutboundStream] = deque()
+        self.waiting: deque[Carried] = deque()
         self.dialling = False
 
 
@@ -57,7 +70,7 @@ class Pool:
         self._keys: dict[Tunnel, Key] = {}
         self._starting: dict[Tunnel, trio.Event] = {}
 
-    def carry(self, local: LocalWorkload, peer: Identity, stream: OutboundStream) -> None:
+    def carry(self, local: LocalWorkload, peer: Identity, stream: Carried) -> None:
         """Open `stream` in a tunnel from `local` to the workload at `stream.address`, now or when there is one."""
         key = Key(local.uid, stream.address, peer)
         entry = self._entries.get(key)

@@ -51,6 +51,7 @@ class Flow:
         "peer_identity",
         "policy",
         "port",
+        "quiet",
         "security",
         "service",
         "started",
@@ -83,6 +84,8 @@ class Flow:
         self.state = "connecting"
         self.started = time.time()
         self.opened = self.finished = False
+        self.quiet = False
+        """It carries requests, which are counted and logged one by one: the connection is not."""
         self._counted = (0, 0)
         self.number = tracker.register(self)
 
@@ -99,7 +102,8 @@ class Flow:
         """The far side is connected; bytes may flow."""
         self.opened = True
         self.state = "open"
-        self._tally("-").opened += 1
+        if not self.quiet:
+            self._tally("-").opened += 1
 
     def finish(self, flags: str = "-", reason: str = "") -> None:
         """It is over. `flags` are Envoy's response flags; `reason` is for people, empty if it ended in order."""
@@ -108,19 +112,20 @@ class Flow:
         self.finished = True
         self.state = "closed"
         received, sent = self.count_bytes()
-        tally = self._tally(flags)
-        if flags == "RBAC":
-            tally.denied += 1
-        if self.opened:
-            tally.closed += 1
-        else:
-            tally.failed += 1
+        if not self.quiet:
+            tally = self._tally(flags)
+            if flags == "RBAC":
+                tally.denied += 1
+            if self.opened:
+                tally.closed += 1
+            else:
+                tally.failed += 1
         self.carrier = None  # they point at each other: without the collector's help both go now
         self._tracker.finished(self, flags, reason, received, sent)
 
     def count_bytes(self) -> tuple[int, int]:
         """Add to the edge what was carried since last asked; return the totals."""
-        if self.carrier is None:
+        if self.carrier is None or self.quiet:
             return 0, 0
         received, sent = now = self.carrier.counts()
         if now != self._counted:
@@ -159,7 +164,8 @@ class Tracker:
 
     def __init__(self, source_ports: SourcePorts, *, access_log: bool, log_fd: int = 1) -> None:
         self.source_ports = source_ports
-        self._access_log = access_log
+        self.logging = access_log
+        """Whether there is an access log."""
         self._log = Sink(log_fd)
         self._flows: dict[int, Flow] = {}
         self._edges: dict[_Edge, Tally] = {}
@@ -218,14 +224,11 @@ class Tracker:
         self._flows.pop(flow.number, None)
         if flow.direction == "passthrough":
             self.source_ports.release(flow.client_port)
-        if not self._access_log:
+        if not self.logging or flow.quiet:
             return
         now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         line: dict[str, Any] = {
-            "time": f"{self._stamp}.{int((now - second) * 1000):03d}Z",
+            "time": self.stamp(now),
             "type": "access",
             "direction": flow.direction,
             "workload": flow.uid,
@@ -244,7 +247,19 @@ class Tracker:
         }
         if flow.dry_run:
             line["dry_run"] = flow.dry_run
-        self._lines.append(_to_json(line))
+        self.log(_to_json(line))
+
+    def stamp(self, now: float = 0.0) -> str:
+        """The time as the access log writes it."""
+        now = now or time.time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+
+    def log(self, line: str) -> None:
+        """Add a line to the access log."""
+        self._lines.append(line)
 
     def flush_log(self) -> None:
         """Write the gathered lines. A reader that does not keep up loses lines (counted), never holds up traffic."""

@@ -17,7 +17,6 @@ from mesh.h2.frames import ErrorCode
 from mesh.identity import Identity
 from noded.data.engine import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, Engine
 from noded.data.sockets import orderly
-from noded.data.stream_relay import StreamRelay
 from noded.data.tls import Session
 
 _READ = 262_144
@@ -58,6 +57,13 @@ class Keeper(Protocol):
         """It is gone, or takes no more streams. May be called twice."""
 
 
+class Waiting(Protocol):
+    """What wants to write, and may not."""
+
+    def resume(self) -> None:
+        """There may be room again."""
+
+
 class Tunnel:
     """One HBONE connection after its handshake. Owns the socket and the TLS session."""
 
@@ -85,8 +91,8 @@ class Tunnel:
         self._expires = expires
         self.opened_at = time.time()
         self.connection = Connection(self, client=client, budget=budget)
-        self.waiting: set[StreamRelay] = set()
-        """Relays that stopped reading because the tunnel, or its window, was full."""
+        self.waiting: set[Waiting] = set()
+        """Those that stopped reading because the tunnel, or its window, was full."""
         self.blocked = False
         """The socket takes no more: nothing should be read for this tunnel."""
         self.closed = False

@@ -22,11 +22,13 @@ from noded import logs
 from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
+from noded.data.http.proxy import HttpProxy
 from noded.data.inbound import Inbound
 from noded.data.node import LocalWorkload, Node
 from noded.data.outbound import Outbound
 from noded.data.passthrough import Passthrough
 from noded.data.pool import Pool
+from noded.data.timers import Timers
 from noded.data.tunnel import TICK_SECONDS, Tunnel
 from noded.link import Link, ToControl, ToWorker
 from noded.source_ports import SourcePorts
@@ -50,14 +52,16 @@ class Worker:
         self.node = Node(configure, source_ports, self.engine)
         self.dialler = Dialler(self.engine, source_ports, configure.connect_seconds)
         self.pool = Pool(self.node)
-        self.outbound = Outbound(self.node, self.pool, self.dialler)
+        self.timers = Timers(self.engine)
+        self.http = HttpProxy(self.node, self.pool, self.dialler, self.timers)
+        self.outbound = Outbound(self.node, self.pool, self.dialler, self.http)
         self.inbound = Inbound(self.node, self.dialler)
         self.passthrough = Passthrough(self.node, self.dialler)
         self._listeners: dict[str, list[Listener]] = {}
 
     async def run(self) -> None:
         """Serve until the link ends or a drain is done; returns then, with everything cancelled."""
-        for task in (self.engine.run, self.dialler.sweep, self._report, self._tick, self._write_log):
+        for task in (self.engine.run, self.timers.run, self.dialler.sweep, self._report, self._tick, self._write_log):
             self._nursery.start_soon(task)
         await self._link.send(messages.Ready(os.getpid()))
         while (received := await self._link.receive()) is not None:
@@ -157,6 +161,7 @@ class Worker:
             log.error("bug: the control process sent an update that does not fit: %s", error)
             raise
         node.adopt(snapshot)
+        self.http.upstreams.snapshot_changed()
         if snapshot.policies != before.policies or snapshot.peer_auths != before.peer_auths:
             for local in node.workloads.values():
                 node.recheck(local)
@@ -210,6 +215,7 @@ class Worker:
             now = time.time()
             for tunnel in self._tunnels():
                 tunnel.tick(now)
+            self.http.tick()
 
     async def _write_log(self) -> None:
         tracker = self.node.tracker

@@ -6,6 +6,7 @@ Each pod has a worker of its own, as if each were on a node of its own.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import secrets
 import socket
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh.model import MeshConfig, PeerAuth, Policy, Service, Workload
 from mesh.sync import Update
+from mesh.traffic import Route, TrafficPolicy
 from noded import link as messages
 from noded import source_ports
 from noded.link import Link, ToControl, ToWorker
@@ -119,12 +121,17 @@ class Pod:
         return sock
 
     def access_log(self) -> list[dict[str, Any]]:
-        """The worker's access-log lines so far."""
-        import json
+        """The worker's access-log lines of connections so far."""
+        return self._lines("access")
 
+    def request_log(self) -> list[dict[str, Any]]:
+        """Those of requests."""
+        return self._lines("request")
+
+    def _lines(self, kind: str) -> list[dict[str, Any]]:
         assert self.log is not None
         lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [line for line in lines if line.get("type") == "access"]
+        return [line for line in lines if line.get("type") == kind]
 
 
 class Lab:
@@ -138,6 +145,8 @@ class Lab:
         self.services: tuple[Service, ...] = ()
         self.policies: tuple[Policy, ...] = ()
         self.peer_auths: tuple[PeerAuth, ...] = ()
+        self.routes: tuple[Route, ...] = ()
+        self.traffic: tuple[TrafficPolicy, ...] = ()
         self.revision = 0
         self.switch = f"{self.prefix}-sw"
         ip("netns", "add", self.switch)
@@ -215,6 +224,7 @@ class Lab:
                     "test", self.revision, 0, True, MeshConfig(TRUST_DOMAIN, ranges=("10.79.0.0/16", "fd00:79::/64")),
                     workloads=tuple(self.workload(p) for p in self.pods.values()), services=self.services,
                     has_policies=True, policies=self.policies, peer_auths=self.peer_auths,
+                    routes=self.routes, traffic=self.traffic,
                 )  # fmt: skip
                 await pod.link.send(messages.MeshUpdate(update))
                 await self.expect(pod, messages.Applied)

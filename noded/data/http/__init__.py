@@ -1,0 +1,8 @@
+"""Requests: HTTP/1.1, HTTP/2 and gRPC connections in the engine.
+
+transport   bytes of one connection: a socket, or a stream of a tunnel
+server      a client's connection, cut into requests        client   a connection to a backend, carrying them
+exchange    one request and its response, joined            timers   what happens later
+outbound    routing, at the source's node                   inbound  policy, at the destination's
+upstreams   the connections to backends                     seen     log line and counts of a request
+"""

@@ -1,0 +1,93 @@
+"""One port of a service as this worker sends to it: its endpoints and what its `TrafficPolicy` keeps count of."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Collection
+
+from mesh.balance import Host, Hosts
+from mesh.model import Service
+from mesh.retry import Budget
+from mesh.route import Router
+from mesh.snapshot import Snapshot
+from mesh.traffic import LoadBalancing, RetryBudget, Route, TrafficPolicy
+from noded.data.node import Node
+
+_BALANCING, _BUDGET = LoadBalancing(), RetryBudget()
+
+
+class Destination:
+    """Kept as long as the service is; `refresh` before use."""
+
+    def __init__(self, service: Service, port: int) -> None:
+        self.service, self.port = service, port
+        self.policy: TrafficPolicy | None = None
+        self.hosts = Hosts(_BALANCING)
+        self.budget = Budget(_BUDGET)
+        self._seen: tuple[object, ...] = ()
+        self._routers: dict[str, tuple[tuple[Route, ...], Router | None]] = {}
+
+    def refresh(self, snapshot: Snapshot, local: Collection[str], now: float) -> None:
+        """Take over what changed. `local` are the uids of this node's workloads."""
+        service = snapshot.services[self.service.key]
+        policy = snapshot.traffic_policy(service.key)
+        seen = (service, policy)
+        if self._seen and self._seen[0] is service and self._seen[1] is policy:
+            return
+        if not self._seen or self.policy is not policy:
+            balancing = (policy and policy.load_balancing) or _BALANCING
+            self.hosts = Hosts(balancing)
+            self.budget = Budget((policy and policy.retry_budget) or _BUDGET)
+        self._seen, self.service, self.policy = seen, service, policy
+        index = next(i for i, port in enumerate(service.ports) if port.port == self.port)
+        self.hosts.update(
+            [(e.address, e.ports[index], e.workload) for e in service.endpoints if e.ports[index]], local, now
+        )
+
+    def router(self, snapshot: Snapshot, namespace: str) -> Router | None:
+        """The routes that hold for clients of a namespace, compiled; None if there is none."""
+        routes = snapshot.routes_at(self.service.key, self.port)
+        known = self._routers.get(namespace)
+        if known is None or known[0] is not routes:
+            known = routes, Router.of(routes, namespace, self.service.namespace) if routes else None
+            self._routers[namespace] = known
+        return known[1]
+
+    def pick(self, now: float, hash_key: bytes | None, tried: Collection[Host]) -> Host | None:
+        """An endpoint."""
+        return self.hosts.pick(now, random.random(), hash_key, tried)
+
+
+class Destinations:
+    """All of this worker, made as they are asked for."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._all: dict[tuple[str, int], Destination] = {}
+        self._revision: Snapshot | None = None
+
+    def at(self, service: str, port: int) -> Destination | None:
+        """That of a service (`<namespace>/<name>`) and its port; None if the mesh has none."""
+        snapshot = self._node.snapshot
+        if snapshot is not self._revision:
+            self._forget(snapshot)
+        found = self._all.get((service, port))
+        if found is None:
+            known = snapshot.services.get(service)
+            if known is None or all(p.port != port for p in known.ports):
+                return None
+            found = self._all[service, port] = Destination(known, port)
+            found.refresh(snapshot, self._node.workloads, time.monotonic())
+        return found
+
+    def _forget(self, snapshot: Snapshot) -> None:
+        """There is a new snapshot: drop what is gone, refresh the rest."""
+        self._revision = snapshot
+        now = time.monotonic()
+        for (key, port), destination in list(self._all.items()):
+            service = snapshot.services.get(key)
+            if service is None or all(p.port != port for p in service.ports):
+                del self._all[key, port]
+            else:
+                destination.refresh(snapshot, self._node.workloads, now)

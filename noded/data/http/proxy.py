@@ -1,0 +1,65 @@
+"""What all HTTP connections of a worker share."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mesh.detect import HTTP1, OPAQUE, protocol
+from mesh.snapshot import Vip
+from noded.data.dial import Dialler
+from noded.data.http.destinations import Destinations
+from noded.data.http.detection import Detection
+from noded.data.http.seen import Seen
+from noded.data.http.session import OutboundSession, Session
+from noded.data.http.upstreams import Upstreams
+from noded.data.node import LocalWorkload, Node
+from noded.data.timers import Timers
+from noded.data.tracker import Flow
+
+if TYPE_CHECKING:
+    from noded.data.pool import Pool
+
+Opaque = Callable[[LocalWorkload, Flow, socket.socket], None]
+
+
+class HttpProxy:
+    """Made once a worker."""
+
+    def __init__(self, node: Node, pool: Pool, dialler: Dialler, timers: Timers) -> None:
+        self.node, self.timers = node, timers
+        self.upstreams = Upstreams(node, pool, dialler)
+        self.destinations = Destinations(node)
+        self.seen = Seen(node)
+        self.sessions: set[Session] = set()
+
+    def concerns(self, vip: Vip) -> bool:
+        """Whether connections to this port of a service may be HTTP, and it makes a difference here."""
+        service = vip.service
+        port = service.ports[vip.port_index]
+        declared = protocol(port)
+        if declared:
+            return declared != "tcp"
+        snapshot = self.node.snapshot
+        return bool(snapshot.routes_at(service.key, port.port)) or snapshot.traffic_policy(service.key) is not None
+
+    def outbound(self, local: LocalWorkload, flow: Flow, client: socket.socket, vip: Vip, opaque: Opaque) -> None:
+        """Serve a captured connection to a service's port as HTTP; if it is something else, hand it to `opaque`."""
+        port = vip.service.ports[vip.port_index]
+
+        def detected(speaks: str) -> None:
+            if flow.finished:
+                return
+            if speaks == HTTP1 or (speaks == OPAQUE and protocol(port) == "http"):
+                OutboundSession(self, local, flow, vip.service.key, port.port).over(client)
+            else:
+                opaque(local, flow, client)
+
+        Detection(self.node.engine, self.timers, flow, client, detected, bounded=not protocol(port))
+
+    def tick(self) -> None:
+        """Call every 5 s."""
+        for session in list(self.sessions):
+            session.tick()
+        self.upstreams.tick()

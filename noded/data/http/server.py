@@ -1,0 +1,331 @@
+"""A client's HTTP/1.1 connection: requests out of it, one at a time, and their responses into it.
+
+A client may send requests before it has its answers (pipelining). They wait here, at most one read of them, while the
+transport is held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from mesh.http1 import BadMessage, RequestParser, chunk, last_chunk, write_response
+from mesh.message import Headers, Request, Response
+from noded.data.http.transport import Transport
+
+if TYPE_CHECKING:
+    from noded.data.http.exchange import Exchange
+
+_HEAD_TICKS, _BODY_TICKS, _IDLE_TICKS = 12, 60, 720
+"""Ticks of 5 s without a byte: while a request's head is incomplete, while an exchange is under way, between two."""
+_LINGER_TICKS = 1
+
+
+class Responder(Protocol):
+    """Where an exchange's answer goes, whatever the version of HTTP."""
+
+    @property
+    def full(self) -> bool:
+        """Whether to stop for now; `Exchange.on_room` follows."""
+
+    def informational(self, response: Response) -> None:
+        """A 1xx."""
+
+    def head(self, response: Response) -> None:
+        """The answer's head; with status 101, what follows is raw both ways."""
+
+    def data(self, data: bytes) -> None:
+        """Some of its body."""
+
+    def end(self, trailers: Headers) -> None:
+        """All of it was sent: the exchange is over."""
+
+    def abort(self) -> None:
+        """It cannot be completed: let the client see that."""
+
+    def hold(self) -> None:
+        """Stop reading the request's body."""
+
+    def release(self) -> None:
+        """Read on."""
+
+
+Begin = Callable[["Responder", Request], "Exchange"]
+"""Makes the exchange for a request; `Exchange.begin` then starts it."""
+
+
+class Http1Server:
+    """Reads a transport; is the responder of the exchange under way."""
+
+    __slots__ = (
+        "_begin",
+        "_busy",
+        "_chunked",
+        "_close",
+        "_closed",
+        "_exchange",
+        "_http10",
+        "_idle",
+        "_keep_alive",
+        "_lingering",
+        "_on_end",
+        "_parser",
+        "_peer_ended",
+        "_queue",
+        "_raw",
+        "_receiving",
+        "_refuse",
+        "_upgrading",
+        "ticks",
+        "transport",
+    )
+
+    def __init__(self, begin: Begin, refuse: Callable[[BadMessage], None], on_end: Callable[[str, str], None]) -> None:
+        """`refuse` is told of a message that is none, `on_end(flags, reason)` that the connection is over."""
+        self._begin, self._refuse, self._on_end = begin, refuse, on_end
+        self.transport: Transport
+        """Set by whoever joins the two."""
+        self._parser = RequestParser(self)
+        self._exchange: Exchange | None = None
+        self._queue: deque[Callable[[], None]] = deque()
+        self._receiving = self._keep_alive = self._chunked = self._http10 = False
+        self._close = self._lingering = self._raw = self._closed = self._busy = False
+        self._upgrading = self._peer_ended = False
+        self._idle = True
+        self.ticks = 0
+
+    # -- as the transport's reader ------------------------------------------------------------------------------------
+
+    def on_bytes(self, data: bytes) -> None:
+        """See `transport.Reader`."""
+        if not self._parser.in_head:  # that one has a time limit from its first byte on
+            self.ticks = 0
+        if self._lingering:
+            return
+        self._busy = True
+        try:
+            self._parser.feed(data)
+        except BadMessage as error:
+            self._on_bad(error)
+        self._busy = False
+        self._settle()
+
+    def _on_bad(self, error: BadMessage) -> None:
+        if self._exchange is None and not self._queue:
+            self._bad(error)
+        elif self._receiving and not self._queue and self._exchange is not None:
+            self._exchange.on_gone(f"bad request: {error.reason}", "DPE")
+        else:
+            self._queue.append(lambda: self._bad(error))
+            self.transport.hold()
+
+    def on_eof(self) -> None:
+        """See `transport.Reader`. A client that has sent its requests may shut its side and wait for the answers."""
+        self._close = self._peer_ended = True
+        if self._lingering:
+            self._over("-", "")
+        elif self._raw and self._exchange is not None:
+            self._exchange.on_end([])
+        elif self._exchange is None or self._receiving:
+            self.on_lost("the client closed the connection")
+            self.transport.close()
+
+    def on_lost(self, reason: str) -> None:
+        """See `transport.Reader`."""
+        if self._closed:
+            return
+        self._closed = True
+        exchange, self._exchange = self._exchange, None
+        self._queue.clear()
+        if exchange is not None:
+            exchange.on_gone(reason, "DC")
+            self._on_end("DC", reason)
+        else:
+            self._on_end("-", "")
+
+    def on_room(self) -> None:
+        """See `transport.Reader`."""
+        if self._exchange is not None:
+            self._exchange.on_room()
+
+    # -- as the parser's sink -----------------------------------------------------------------------------------------
+
+    def on_request(self, request: Request, keep_alive: bool) -> None:
+        """See `mesh.http1.RequestSink`."""
+        if self._exchange is None and not self._queue:
+            self._start(request, keep_alive)
+        else:
+            self._queue.append(lambda: self._start(request, keep_alive))
+            self.transport.hold()
+
+    def on_body(self, data: bytes) -> None:
+        """See `mesh.http1.RequestSink`."""
+        if self._queue:
+            self._queue.append(lambda: self._on_body(data))
+        else:
+            self._on_body(data)
+
+    def on_end(self, trailers: Headers) -> None:
+        """See `mesh.http1.RequestSink`."""
+        if self._queue:
+            self._queue.append(lambda: self._ended(trailers))
+        else:
+            self._ended(trailers)
+
+    def on_rest(self, data: bytes) -> None:
+        """See `mesh.http1.RequestSink`."""
+        self._on_body(data)
+
+    def _start(self, request: Request, keep_alive: bool) -> None:
+        self._keep_alive, self._http10 = keep_alive, request.http10
+        self._upgrading = bool(request.upgrade)
+        self._receiving, self._idle = True, False
+        exchange = self._exchange = self._begin(self, request)
+        exchange.begin()
+
+    def _on_body(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.on_body(data)
+
+    def _ended(self, trailers: Headers) -> None:
+        self._receiving = False
+        if self._exchange is not None:
+            self._exchange.on_end(trailers)
+
+    def _bad(self, error: BadMessage) -> None:
+        self._refuse(error)
+        body = error.reason.encode("ascii", "replace") + b"\n"
+        headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+        response = Response(error.status, headers, len(body))
+        self.transport.write(write_response(response, keep_alive=False) + body)
+        self._linger()
+
+    # -- as the exchange's responder ----------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """See `Responder`."""
+        return self.transport.full
+
+    def informational(self, response: Response) -> None:
+        """See `Responder`."""
+        if not self._http10:
+            self.transport.write(write_response(response, keep_alive=True))
+
+    def head(self, response: Response) -> None:
+        """See `Responder`."""
+        if response.status == 101:
+            self._raw = True
+            self.transport.write(write_response(response, keep_alive=True))
+            self._parser.switch()
+            return
+        if self._upgrading:
+            self._upgrading = False
+            try:
+                self._parser.proceed()
+            except BadMessage as error:
+                self._on_bad(error)
+        self._chunked = response.length < 0 and not self._http10
+        if response.length < 0 and self._http10:
+            self._close = True
+        self._close = self._close or not self._keep_alive
+        self.transport.write(write_response(response, keep_alive=not self._close, http10=self._http10))
+
+    def data(self, data: bytes) -> None:
+        """See `Responder`."""
+        self.transport.write(chunk(data) if self._chunked else data)
+
+    def end(self, trailers: Headers) -> None:
+        """See `Responder`."""
+        if self._chunked:
+            self.transport.write(last_chunk(trailers))
+            self._chunked = False
+        self._exchange = None
+        if self._raw:
+            self._over("-", "")
+        elif not self._busy:
+            self._settle()
+
+    def abort(self) -> None:
+        """See `Responder`."""
+        self._exchange = None
+        if not self._closed:
+            self._closed = True
+            self._queue.clear()
+            self.transport.reset()
+            self._on_end("-", "")
+
+    def hold(self) -> None:
+        """See `Responder`."""
+        self.transport.hold()
+
+    def release(self) -> None:
+        """See `Responder`."""
+        if not self._queue:
+            self.transport.release()
+
+    # -- between requests ---------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Where no exchange is under way, go on with what came in the meantime, or end."""
+        queue = self._queue
+        self._busy = True
+        while queue and (self._exchange is None or self._receiving) and not self._lingering and not self._closed:
+            queue.popleft()()
+            if self._exchange is None and self._close and not self._receiving:
+                break
+        self._busy = False
+        if self._exchange is not None or self._closed or self._lingering or self._idle:
+            return
+        if self._receiving or self._close:  # answered before all of the request was there
+            self._linger()
+        elif not queue:
+            self._idle = True
+            self.transport.release()
+
+    def _linger(self) -> None:
+        """The last answer was given: end, but read on a little, lest a reset overtakes the answer."""
+        self._lingering = True
+        self._queue.clear()
+        self._receiving = False
+        if self._peer_ended:
+            self._over("-", "")
+            return
+        self.transport.end()
+        self.transport.release()
+
+    def tick(self) -> None:
+        """Call every 5 s: ends a connection that keeps us waiting."""
+        self.ticks += 1
+        if self._lingering:
+            if self.ticks > _LINGER_TICKS:
+                self._over("-", "")
+        elif self._exchange is not None:
+            if self._receiving and self.ticks > _BODY_TICKS and not self._raw:
+                self._exchange.on_gone("the client sends no more of its request", "SI")
+        elif self.ticks > (_HEAD_TICKS if self._parser.in_head else _IDLE_TICKS):
+            self._over("-", "idle")
+
+    def _over(self, flags: str, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            self.transport.close()
+            self._on_end(flags, reason)
+
+    def stop(self, reason: str, flags: str) -> None:
+        """Reset the connection now. `on_end` is not called."""
+        if self._closed:
+            return
+        self._closed = True
+        exchange, self._exchange = self._exchange, None
+        self._queue.clear()
+        self.transport.reset()
+        if exchange is not None:
+            exchange.on_gone(reason, flags)
+
+    def drain(self) -> None:
+        """Close after the answer under way, or now."""
+        self._close = True
+        if self._exchange is None and not self._lingering:
+            self._over("-", "")

@@ -1,0 +1,78 @@
+"""A client's connection that carries requests, from its capture to its end."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from mesh.http1 import BadMessage
+from mesh.message import Request
+from noded.data.http.outbound import OutboundExchange
+from noded.data.http.server import Http1Server, Responder
+from noded.data.http.transport import SocketTransport, Transport
+from noded.data.node import LocalWorkload
+from noded.data.tracker import Flow
+
+if TYPE_CHECKING:
+    from noded.data.http.exchange import Exchange
+    from noded.data.http.proxy import HttpProxy
+
+
+class Session:
+    """The carrier of its flow; makes an exchange of each request."""
+
+    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow) -> None:
+        self.proxy, self.local, self.flow = proxy, local, flow
+        self.server = Http1Server(self.exchange, self._refused, self._ended)
+        self.transport: Transport
+        flow.carrier = self
+        flow.quiet = True
+        flow.establish()
+        proxy.sessions.add(self)
+
+    def over(self, sock: socket.socket) -> None:
+        """Serve the client at the other end of this socket."""
+        self.server.transport = self.transport = SocketTransport(self.proxy.node.engine, self.server, sock)
+
+    def exchange(self, responder: Responder, request: Request) -> Exchange:
+        """See `server.Begin`."""
+        raise NotImplementedError
+
+    def _refused(self, error: BadMessage) -> None:
+        self.proxy.node.tracker.count("bad_requests")
+        self.proxy.seen.refused(self, error)
+
+    def _ended(self, flags: str, reason: str) -> None:
+        self.proxy.sessions.discard(self)
+        self.flow.finish(flags, reason)
+
+    def tick(self) -> None:
+        """Call every 5 s."""
+        self.server.tick()
+
+    def counts(self) -> tuple[int, int]:
+        """As `Carrier` has it."""
+        return self.transport.received, self.transport.sent
+
+    def abort(self, reason: str, flags: str = "-") -> None:
+        """As `Carrier` has it."""
+        self.proxy.sessions.discard(self)
+        self.server.stop(reason, flags)
+        self.flow.finish(flags, reason)
+
+
+class OutboundSession(Session):
+    """A local workload's connection to a service."""
+
+    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow, service: str, port: int) -> None:
+        super().__init__(proxy, local, flow)
+        self.service, self.port = service, port
+        self.namespace = local.workload.namespace
+
+    def exchange(self, responder: Responder, request: Request) -> Exchange:
+        """See `server.Begin`."""
+        return OutboundExchange(self, responder, request)
+
+    def seen(self, exchange: OutboundExchange) -> None:
+        """Count and log a request."""
+        self.proxy.seen.outbound(self, exchange)

@@ -1,0 +1,202 @@
+"""Connections to backends: through a tunnel, or in plaintext to what is outside the mesh; idle ones are used again.
+
+Like tunnels, they are never shared between local workloads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mesh import hbone
+from mesh.h2.frames import ErrorCode
+from mesh.h2.headers import Fields
+from mesh.identity import Identity
+from mesh.model import Service
+from mesh.resolve import Kind, to_endpoint
+from noded.data.dial import Dialler
+from noded.data.http.client import Http1Client
+from noded.data.http.transport import Reader, SocketTransport, StreamTransport, Transport
+from noded.data.node import LocalWorkload, Node
+
+if TYPE_CHECKING:
+    from noded.data.http.exchange import Exchange
+    from noded.data.pool import Pool
+    from noded.data.tunnel import Tunnel
+
+_IDLE_TICKS = 12
+"""Ticks of 5 s after which an idle connection is closed."""
+_MAX_IDLE = 1024
+
+
+class TunnelTransport(StreamTransport):
+    """A connection through a tunnel that this node opens; what is written before the peer's 200 waits."""
+
+    __slots__ = ("_local", "_pool", "_port", "_retry", "_source", "address")
+
+    def __init__(self, node: Node, pool: Pool, reader: Reader, local: LocalWorkload, address: str, port: int) -> None:
+        super().__init__(node.engine, reader)
+        self._pool, self._local = pool, local
+        self.address, self._port = address, port
+        self._source = (local.workload.addresses[0], 0)
+        self._retry: Callable[[], None] | None = None
+
+    def open_in(self, tunnel: Tunnel) -> None:
+        """As `pool.Carried` has it."""
+        self.tunnel = tunnel
+        trace = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00"
+        source = hbone.format_address(*self._source)
+        tunnel.connection.open(self, hbone.connect(self.address, self._port, source, trace, self._local.baggage))
+        self._engine.mark(tunnel)
+
+    def on_headers(self, fields: Fields, end: bool) -> None:
+        """The peer's answer."""
+        if self.closed or self.established:
+            super().on_headers(fields, end)
+            return
+        status = hbone.parse_status(fields)
+        if status != 200 or end:
+            self.connection.reset(self, ErrorCode.CANCEL)
+            self._engine.mark(self.tunnel)
+            self.lost("denied by the destination's policy" if status == 401 else f"the peer answered {status}")
+            return
+        self.established = True
+        self._engine.mark(self)
+
+    def on_data(self, data: memoryview) -> int:
+        """Bytes before the answer are a peer's mistake."""
+        if not self.established and not self.closed:
+            self.connection.reset(self, ErrorCode.PROTOCOL_ERROR)
+            self._engine.mark(self.tunnel)
+            self.lost("the peer sent data before its answer")
+            return len(data)
+        return super().on_data(data)
+
+    def fail(self, flags: str, reason: str) -> None:
+        """As `pool.Carried` has it."""
+        self.lost(reason)
+
+    def reset(self) -> None:
+        """As `Transport` has it; also gives up a request for a connection."""
+        if not self.closed and not self.established and hasattr(self, "tunnel"):
+            self.connection.reset(self, ErrorCode.CANCEL)
+            self._engine.mark(self.tunnel)
+        super().reset()
+
+
+class Upstream:
+    """From one local workload to one endpoint. The keeper of its connections."""
+
+    __slots__ = ("_proxy", "_via", "address", "all", "idle_ones", "local", "port", "service", "uid")
+
+    def __init__(self, proxy: Upstreams, local: LocalWorkload, service: Service, address: str, port: int, uid: str):
+        self._proxy, self.local, self.service = proxy, local, service
+        self.address, self.port, self.uid = address, port, uid
+        self.idle_ones: list[Http1Client] = []
+        self.all: set[Http1Client] = set()
+        self._via: tuple[Kind, Identity | None] = (Kind.HOLD, None)
+        """How its connections go, and to whom."""
+
+    def call(self, exchange: Exchange) -> Http1Client | str:
+        """A connection for this exchange, perhaps one that is still to be established; or why there is none."""
+        idle = self.idle_ones
+        while idle:
+            connection = idle.pop()
+            if not connection.closed and not connection.transport.closed:
+                connection.start(exchange)
+                return connection
+        return self._open(exchange)
+
+    def _open(self, exchange: Exchange) -> Http1Client | str:
+        node = self._proxy.node
+        self._via = kind, peer = self._way()
+        connection = Http1Client(self)
+        transport: Transport
+        if kind is Kind.TUNNEL:
+            assert peer is not None
+            stream = TunnelTransport(node, self._proxy.pool, connection, self.local, self.address, self.port)
+            connection.transport = transport = stream
+            self.all.add(connection)
+            connection.start(exchange)
+            self._proxy.pool.carry(self.local, peer, stream)
+        elif kind is Kind.PLAINTEXT:
+            connection.transport = transport = sock = SocketTransport(node.engine, connection)
+            self.all.add(connection)
+            connection.start(exchange)
+            self._proxy.dialler.from_workload(self.local, self.address, self.port, sock.connected)
+        else:
+            return "the endpoint's workload is not known yet"
+        return connection.reason if transport.closed else connection
+
+    def _way(self) -> tuple[Kind, Identity | None]:
+        node = self._proxy.node
+        target = to_endpoint(node.snapshot, self.service, self.address, self.port, self.uid)
+        in_tunnel = target.kind is Kind.TUNNEL and target.workload is not None
+        return target.kind, node.identity(target.workload) if in_tunnel and target.workload else None
+
+    def recheck(self) -> None:
+        """There is a new snapshot: if the way to this endpoint is another now, idle connections are of no more use."""
+        if self.idle_ones and self._way() != self._via:
+            self.close()
+
+    def idle(self, connection: Http1Client) -> None:
+        """See `client.Keeper`."""
+        if self.local.gone or len(self.idle_ones) >= _MAX_IDLE:
+            connection.close()
+        else:
+            connection.ticks = 0
+            self.idle_ones.append(connection)
+
+    def gone(self, connection: Http1Client) -> None:
+        """See `client.Keeper`."""
+        self.all.discard(connection)
+        if connection in self.idle_ones:
+            self.idle_ones.remove(connection)
+
+    def tick(self) -> None:
+        """Close what has been idle for long."""
+        for connection in list(self.idle_ones):
+            connection.ticks += 1
+            if connection.ticks > _IDLE_TICKS:
+                connection.close()
+
+    def close(self) -> None:
+        """Close those that are idle; the others when their exchange is over."""
+        for connection in list(self.idle_ones):
+            connection.close()
+
+
+class Upstreams:
+    """All of them of this worker."""
+
+    def __init__(self, node: Node, pool: Pool, dialler: Dialler) -> None:
+        self.node, self.pool, self.dialler = node, pool, dialler
+        self._all: dict[tuple[str, str, int, str], Upstream] = {}
+
+    def to(self, local: LocalWorkload, service: Service, address: str, port: int, uid: str) -> Upstream:
+        """That from a workload to an endpoint."""
+        key = (local.uid, address, port, uid)
+        found = self._all.get(key)
+        if found is None or found.local is not local:
+            found = self._all[key] = Upstream(self, local, service, address, port, uid)
+        found.service = service
+        return found
+
+    def tick(self) -> None:
+        """Call every 5 s."""
+        for key, upstream in list(self._all.items()):
+            upstream.tick()
+            if not upstream.all:
+                del self._all[key]
+
+    def leave(self, local: LocalWorkload) -> None:
+        """A workload leaves the mesh: close its idle connections."""
+        for upstream in self._all.values():
+            if upstream.local is local:
+                upstream.close()
+
+    def snapshot_changed(self) -> None:
+        """Call when it has."""
+        for upstream in self._all.values():
+            upstream.recheck()
