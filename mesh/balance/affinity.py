@@ -100,8 +100,8 @@ class Maglev:
 class Ring:
     """Ketama's: each host at many points of a circle, a key with the first that follows it.
 
-    Between 8 and 160 points a host, as many as make 65,536 in all. Of n hosts, one that comes or goes moves 1/n of the keys
-    and no other, but the shares are less even than Maglev's (by 1/sqrt(points): 8 % with 160).
+    Between 8 and 160 points a host, as many as make 65,536 in all. Of n hosts, one that comes or goes moves 1/n of the
+    keys and no other, but the shares are less even than Maglev's (by 1/sqrt(points): 8 % with 160).
     """
 
     __slots__ = ("_points", "_starts")

@@ -31,10 +31,10 @@ class Hosts:
         self._prefer_local = balancing.prefer_local and not table
         self._hosts: dict[_Key, Host] = {}
         self._turn = -1
-        self.panic = False
-        """Whether ejections are ignored."""
+        self.ejected = 0
+        """How many are ejected."""
         self._pool = self._wide = Pool((), 0.0, 0.0)
-        self._settles_at = inf
+        self._expires = inf
 
     def __len__(self) -> int:
         return len(self._hosts)
@@ -60,7 +60,8 @@ class Hosts:
             host.ejected_until = inf
         if self._affine:
             self._affine.update(self._hosts.values())
-        self._arrange(now)
+        self.ejected = sum(1 for host in self._hosts.values() if host.ejected_until)
+        self._expires = -inf
 
     def work(self) -> bool:
         """Build half a millisecond's worth of the table that affinity needs; whether there is more to do.
@@ -70,17 +71,25 @@ class Hosts:
         """
         return self._affine is not None and self._affine.work()
 
-    def eject(self, host: Host, until: float, now: float) -> None:
+    def eject(self, host: Host, until: float) -> None:
         """Choose it no more (but in a panic) until it is readmitted, which `until` announces."""
+        if not host.ejected_until:
+            self.ejected += 1
+            self._expires = -inf
         if host.ejected_until != inf:
             host.ejected_until = until
-            self._arrange(now)
 
-    def readmit(self, host: Host, now: float) -> None:
+    def readmit(self, host: Host) -> None:
         """Undo `eject`."""
-        if host.ejected_until != inf:
+        if host.ejected_until and host.ejected_until != inf:
             host.ejected_until = 0.0
-            self._arrange(now)
+            self.ejected -= 1
+            self._expires = -inf
+
+    @property
+    def panic(self) -> bool:
+        """Whether ejections are ignored."""
+        return 2 * self.ejected > len(self._hosts)
 
     def pick(
         self, now: float, roll: float, hash_key: bytes | None = None, excluded: Collection[Host] = ()
@@ -91,7 +100,7 @@ class Hosts:
         `roll` is uniform in [0, 1) with all its 53 bits. `excluded` (those tried before) is avoided as long as there is
         another host: then a local one is passed over for a remote one too.
         """
-        if now >= self._settles_at:
+        if now >= self._expires:
             self._arrange(now)
         pool = self._pool
         if not pool.count:
@@ -139,15 +148,14 @@ class Hosts:
         return host
 
     def _arrange(self, now: float) -> None:
-        """Work out anew who is chosen from: O(hosts), only when endpoints, ejections or slow starts change."""
+        """Work out anew who is chosen from: O(hosts), once after endpoints, ejections or slow starts changed."""
         hosts = list(self._hosts.values())
         healthy = [host for host in hosts if not host.ejected_until]
-        self.panic = 2 * len(healthy) < len(hosts)
         near = [host for host in healthy if host.local] if self._prefer_local else []
         self._wide = self._pool = Pool(hosts if self.panic else healthy, self._window, now)
         if near:
             self._pool = Pool(near, self._window, now)
-        self._settles_at = min(self._pool.settles_at, self._wide.settles_at)
+        self._expires = min(self._pool.expires, self._wide.expires)
 
 
 _CHOICES: dict[Balance, Callable[[Hosts, Pool, float, float], Host]] = {

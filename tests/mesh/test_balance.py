@@ -79,11 +79,11 @@ def test_a_local_host_is_preferred_while_any_is_healthy() -> None:
     everyone = list(some.all)
     near = {everyone[1], everyone[4]}
     assert set(picks(some, 200)) == near
-    some.eject(everyone[1], 30.0, 0.0)
+    some.eject(everyone[1], 30.0)
     assert set(picks(some, 200)) == {everyone[4]}
-    some.eject(everyone[4], 30.0, 0.0)
+    some.eject(everyone[4], 30.0)
     assert set(picks(some, 200)) == set(everyone) - near
-    some.readmit(everyone[4], 30.0)
+    some.readmit(everyone[4])
     assert set(picks(some, 200)) == {everyone[4]}
 
 
@@ -101,12 +101,12 @@ def test_a_retry_passes_over_what_was_tried_and_then_over_locality() -> None:
 def test_ejections_are_ignored_once_more_than_half_are_ejected(policy: Balance) -> None:
     some = hosts(policy, 4)
     first, second, third, fourth = some.all
-    some.eject(first, 30.0, 0.0)
-    some.eject(second, 30.0, 0.0)
+    some.eject(first, 30.0)
+    some.eject(second, 30.0)
     keys = [b"%d" % number for number in range(300)]
     assert {some.pick(0.0, index / 300, key) for index, key in enumerate(keys)} == {third, fourth}
     assert not some.panic
-    some.eject(third, 30.0, 0.0)
+    some.eject(third, 30.0)
     assert {some.pick(0.0, index / 300, key) for index, key in enumerate(keys)} == {first, second, third, fourth}
     assert some.panic
 
@@ -115,8 +115,8 @@ def test_who_has_left_is_neither_ejected_nor_readmitted() -> None:
     some = hosts(Balance.RANDOM, 2)
     gone = next(iter(some.all))
     some.update(backends(2)[1:], (), 1.0)
-    some.readmit(gone, 2.0)
-    some.eject(gone, 5.0, 2.0)
+    some.readmit(gone)
+    some.eject(gone, 5.0)
     assert gone.ejected_until == float("inf")
     assert gone not in picks(some, 50)
 
@@ -240,7 +240,7 @@ def test_whatever_happens_the_choice_is_one_of_those_that_the_rules_allow(
     everyone = list(some.all)
     for index, host in enumerate(everyone):
         if index in ejected:
-            some.eject(host, 30.0, 1.0)
+            some.eject(host, 30.0)
     kept = [index for index in range(count) if index not in gone]
     some.update([backends(count)[index] for index in kept], {f"uid-{index}" for index in local}, 5.0)
     while some.work():
@@ -305,12 +305,12 @@ def test_only_an_ejected_hosts_keys_move_and_they_spread_and_return(policy: Bala
     some = hosts(policy, 10)
     before = placed(some, 3_000)
     out = before[0]
-    some.eject(out, 30.0, 0.0)
+    some.eject(out, 30.0)
     during = placed(some, 3_000)
     moved = [now for was, now in zip(before, during, strict=True) if was is out]
     assert all(was is now for was, now in zip(before, during, strict=True) if was is not out)
     assert len(set(moved)) == 9
-    some.readmit(out, 30.0)
+    some.readmit(out)
     assert placed(some, 3_000) == before
 
 
