@@ -86,7 +86,7 @@ class Client:
         return await self._ask("PUT", path, body)
 
     async def merge(self, path: str, body: Json) -> Json:
-        """A JSON merge patch (RFC 7386); a `metadata.uid` in it must be the object's, else `Refused` with 409."""
+        """A JSON merge patch (RFC 7386); a `metadata.uid` in it must be the object's, else `Refused`: 422, or 409."""
         return await self._ask("PATCH", path, body, MERGE_PATCH)
 
     async def delete(self, path: str) -> Json:

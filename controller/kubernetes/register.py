@@ -263,11 +263,11 @@ class PodRegister:
                 return
             namespace, _, name = key.partition("/")
             annotations = {ENROLLED: claim.pod if claim.enrolled else None}
-            body = {"metadata": {"uid": claim.pod, "annotations": annotations}}  # of this very pod, or 409
-            try:
-                await self._client.merge(f"/api/v1/namespaces/{namespace}/pods/{name}", body)
+            body = {"metadata": {"uid": claim.pod, "annotations": annotations}}  # of this very pod, or refused
+            try:  # by way of the status, as who may patch pods may run anything in them
+                await self._client.merge(f"/api/v1/namespaces/{namespace}/pods/{name}/status", body)
             except Refused as error:
-                if error.code not in (404, 409):
+                if error.code not in (404, 409) and "metadata.uid" not in str(error):
                     _log.error("cannot annotate the pod", extra={"pod": key, "reason": str(error)})
                     return
                 if self._claims.get(key) is claim:  # that pod is gone

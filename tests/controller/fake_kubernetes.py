@@ -196,13 +196,14 @@ class FakeKubernetes:
     def _update(self, collection: str, known: Json, body: Json, sub: str) -> Json:
         now, given = known["metadata"], body["metadata"]
         if given.get("uid") not in (None, now["uid"]):
-            raise Failure(409, "Conflict", f"Precondition failed: UID in precondition: {given['uid']}, {now['uid']}")
+            raise Failure(422, "Invalid", f"metadata.uid: Invalid value: {given['uid']!r}: field is immutable")
         if given.get("resourceVersion") not in (None, "", now["resourceVersion"]):
             raise Failure(
                 409, "Conflict", "the object has been modified; please apply your changes to the latest version"
             )
-        if sub == "status":
-            body = {**known, "status": body.get("status"), "metadata": dict(now)}
+        if sub == "status":  # of a pod, annotations can be written by this way, too
+            metadata = given if collection == "api/v1/pods" else now
+            body = {**known, "status": body.get("status"), "metadata": dict(metadata)}
         elif "status" in known:
             body = {**body, "status": known["status"]}
         if {**body, "metadata": {**given, "resourceVersion": 0}} == {

@@ -251,7 +251,7 @@ async def test_errors_tell_a_refusal_from_no_answer(cluster: FakeKubernetes, cli
         await client.get("/api/v1/namespaces/shop/pods/none")
     assert (refused.value.code, refused.value.reason) == (404, "NotFound")
     cluster.put(PODS, pod("a", uid="one"))
-    with pytest.raises(Refused, match="UID in precondition"):
+    with pytest.raises(Refused, match=r"metadata\.uid: Invalid value"):
         await client.merge("/api/v1/namespaces/shop/pods/a", {"metadata": {"uid": "two"}})
     async with Client(type(cluster.access)("http://127.0.0.1:1")) as nobody:
         with pytest.raises(Unreachable):

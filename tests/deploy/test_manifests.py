@@ -190,7 +190,7 @@ def test_the_controller_may_change_nothing_that_is_not_its_own() -> None:
         for plural in ("authorizationpolicies", "peerauthentications", "workloads")
         for verb in ("patch", "update")
     }
-    assert changing == {("", "pods", "patch"), ("authentication.k8s.io", "tokenreviews", "create"), *statuses}
+    assert changing == {("", "pods/status", "patch"), ("authentication.k8s.io", "tokenreviews", "create"), *statuses}
     rules = objects("current")["ClusterRole/nodemesh-controller"]["rules"]
     read = {resource for rule in rules for resource in rule["resources"]}
     assert not read & {"secrets", "configmaps", "*"}
