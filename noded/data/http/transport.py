@@ -152,8 +152,7 @@ class SocketTransport:
                 self._pending += data
             else:
                 self._push(data)
-        if not self._pending and not self.closed:
-            self._drained()
+        self._drained()
 
     def _push(self, data: bytes | bytearray) -> None:
         try:
@@ -181,6 +180,9 @@ class SocketTransport:
             self.reader.on_room()
 
     def _drained(self) -> None:
+        """Do what was to be done when all is sent, if it is."""
+        if self._pending or self._out or self.closed:
+            return
         if self._closing:
             self._finish()
         elif self._shut and self._sock is not None:
@@ -195,8 +197,7 @@ class SocketTransport:
             return
         if mask & EPOLLOUT and self._pending:
             self._push(self._pending)
-            if not self._pending and not self._out and not self.closed:
-                self._drained()
+            self._drained()
             if self.closed:
                 return
         if not mask & ~EPOLLOUT:
