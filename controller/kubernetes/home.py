@@ -42,7 +42,7 @@ from controller.trust import CaError, Conflict, Material, new_material
 from mesh.sync import Assign
 
 _log = logging.getLogger(__name__)
-_AGAIN_SECONDS = 2.0
+_AGAIN_SECONDS, _LOOK_SECONDS = 2.0, 30.0
 
 
 class ClusterHome:
@@ -166,21 +166,19 @@ class ClusterHome:
         self._ca_changed = trio.Event()
 
     async def _keep_ca(self) -> NoReturn:
-        """As leader: see that there is a CA, and that its roots are published."""
+        """As leader: see that there is a CA, and that its roots are published, also when somebody has removed them."""
         await self._secret.synced.wait()
-        published: bytes | None = None
         while True:
             changed = self._ca_changed
             try:
                 if not self._secret.objects:
                     await self._make_ca()
-                elif self.authority.generation and self.authority.bundle != published:
+                elif self.authority.generation:
                     await publish_roots(self.client, self._root_namespace, self.authority.bundle)
-                    published = self.authority.bundle
             except (ClusterError, Conflict, CaError) as error:
                 _log.warning("cannot keep the CA", extra={"reason": str(error)})
             else:
-                with trio.move_on_after(_AGAIN_SECONDS if not self._secret.objects else 30):
+                with trio.move_on_after(_AGAIN_SECONDS if not self._secret.objects else _LOOK_SECONDS):
                     await changed.wait()
                 continue
             await trio.sleep(_AGAIN_SECONDS)

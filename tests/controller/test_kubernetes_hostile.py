@@ -11,7 +11,7 @@ from controller.enrol import Refusal
 from mesh.model import Enrolment
 from tests.controller.client import connected
 from tests.controller.fake_kubernetes import FakeKubernetes, fake_kubernetes, pod
-from tests.controller.test_kubernetes import PODS, Replica, assigned, home_of, running, until
+from tests.controller.test_kubernetes import NS, PODS, Replica, assigned, home_of, running, until
 
 SHOP = {"metadata": {"name": "shop", "labels": {"nodemesh.dev/mode": "enabled"}}}
 
@@ -78,3 +78,24 @@ async def test_a_range_that_a_node_gives_itself_does_not_make_the_world_the_mesh
         cluster.put("api/v1/nodes", {"metadata": {"name": name}, "spec": {"podCIDR": text}})
     await until(lambda: len(home_of(replica).cluster.nodes.objects) == 3)
     assert home_of(replica).ranges() == ("10.77.3.0/24",)
+
+
+async def test_published_roots_that_somebody_removes_or_changes_come_back(
+    cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.kubernetes.home._LOOK_SECONDS", 0.05)
+    maps, name = "api/v1/configmaps", "nodemesh-root"
+    async with running(cluster, tmp_path / "a") as replica:
+        bundle = replica.daemon.authority.bundle.decode()
+
+        def published() -> bool:
+            found = cluster.get(maps, name, NS)
+            return found is not None and found["data"]["roots.pem"] == bundle
+
+        await until(published)
+        cluster.remove(maps, name, NS)
+        await until(published)
+        found = cluster.get(maps, name, NS)
+        assert found is not None
+        cluster.put(maps, found | {"data": {"roots.pem": "another's"}})
+        await until(published)
