@@ -106,6 +106,7 @@ class Authority:
         self.material: Material
         self._key: ec.EllipticCurvePrivateKey
         self._chain: tuple[x509.Certificate, ...] = ()
+        self._bundle = b""
 
     @classmethod
     def at(cls, folder: Path, trust_domain: str, now: float) -> Authority:
@@ -139,6 +140,7 @@ class Authority:
         if chain[:1] != self._chain[:1]:
             self.signing_since = now
         self.material, self._key, self._chain, self.roots = material, key, chain, roots
+        self._bundle = pem_of(*roots)
         self.generation += 1
         return True
 
@@ -150,7 +152,7 @@ class Authority:
     @property
     def bundle(self) -> bytes:
         """PEM of all roots to trust."""
-        return pem_of(*self.roots)
+        return self._bundle
 
     @property
     def root_sha256(self) -> str:

@@ -19,6 +19,7 @@ from controller.enrol import Refusal
 from controller.publish import Publisher, Scoped
 from controller.register import Register
 from controller.telemetry import Telemetry
+from mesh.model import MeshConfig
 from mesh.sync import (
     PING_SECONDS,
     PROTOCOL,
@@ -39,6 +40,7 @@ from mesh.sync import (
     Sign,
     Signed,
     Trust,
+    Update,
     Welcome,
     Withdraw,
     frame,
@@ -188,13 +190,19 @@ class Session:
     async def _update(self) -> None:
         publisher, status = self._parts.publisher, self._status
         sent, roots = -1, b""
+        config: MeshConfig | None = None
         while True:
             await publisher.newer_than(sent)
+            update = publisher.update(self._node, self._base, self._known)
+            covered, sent = publisher.covered, update.revision
             if (now := self._parts.roots()) != roots:  # before the update, so that its answer is for both
                 roots = now
                 self._send(Trust(roots))
-            update = publisher.update(self._node, self._base, self._known)
-            covered, sent = publisher.covered, update.revision
+            elif not update.changes and update.config == config:  # as good as acknowledged
+                status.revision = status.acked = sent
+                self._covered = covered
+                self._settle()
+                continue
             self._answer, self._answered = None, trio.Event()
             self._send(update)
             status.revision = sent
@@ -204,6 +212,7 @@ class Session:
                 self._base = (update.epoch, sent)
                 if update.has_policies:
                     self._known = (update.policies, update.peer_auths)
+                config = update.config
                 status.acked, status.last_nack = sent, ""
                 self._covered = covered
                 self._settle()
@@ -212,7 +221,7 @@ class Session:
             _log.error("update rejected", extra={"node": self._node, "revision": sent, "reason": status.last_nack})
             # The node stays where it was, which this side no longer knows for sure: everything, at once if a delta
             # failed, at the next change if everything was what failed.
-            self._base = self._known = None
+            self._base = self._known = config = None
             if not update.full:
                 sent = -1
                 continue
@@ -250,7 +259,8 @@ class Session:
 
     def _send(self, message: object) -> None:
         try:
-            self._out.append(frame(message, FromController))
+            made = self._parts.publisher.frame(message) if isinstance(message, Update) else None
+            self._out.append(made or frame(message, FromController))
         except ValueError as error:  # larger than a frame: the other nodes need not suffer for it
             raise Broken(f"cannot be told what it is to know: {error}") from error
         if self._flushed.is_set():

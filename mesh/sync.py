@@ -98,6 +98,12 @@ class Update:
     routes: tuple[Route, ...] = ()
     traffic: tuple[TrafficPolicy, ...] = ()
 
+    @property
+    def changes(self) -> bool:
+        """Whether it says anything new beside the revision and, maybe, `config`."""
+        lists = (self.workloads, self.services, self.removed, self.routes, self.traffic)
+        return self.full or self.has_policies or any(lists)
+
 
 @dataclass(frozen=True, slots=True)
 class Ack:

@@ -60,7 +60,9 @@ class Client:
         self._access, self._timeout = access, timeout
         transport = httpx.AsyncHTTPTransport(
             verify=access.tls() if access.server.startswith("https") else True,
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=8, keepalive_expiry=60),
+            # No bound below max_connections: the pool counts busy connections, too, as if they were kept, so that a few
+            # watches would have it close every connection after one request.
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=64, keepalive_expiry=60),
             socket_options=_KEEPALIVE,
             trust_env=False,
         )

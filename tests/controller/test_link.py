@@ -300,6 +300,12 @@ async def test_enrolled_is_answered_only_when_the_policies_were_acknowledged(con
             await node.send(Ack(update[0].revision))
 
 
+_SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+"""
 _DENY_ALL = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -337,12 +343,32 @@ async def test_a_workload_that_is_withdrawn_is_removed_everywhere(controller: Ru
         await node_b.until(lambda: any("w:shop/web-1" in u.removed for u in node_b.updates), "the removal")
 
 
+async def test_a_change_that_does_not_concern_a_node_is_not_sent_and_counts_as_acknowledged(
+    controller: Running,
+) -> None:
+    credential = await controller.join("node-a")
+    async with connected(controller.port, credential) as node:
+        await first_update(node)
+        first = node.updates[0]
+        controller.daemon.home.resources.apply([("p", _DENY_ALL)])
+        publisher, status = controller.daemon.publisher, controller.daemon.link.statuses["node-a"]
+        await publisher.settled()
+        revision = publisher.revision
+        assert revision > first.revision
+        with trio.fail_after(10):
+            while (status.acked or 0) < revision:  # noqa: ASYNC110 (what is waited for has no event)
+                await trio.sleep(0.01)
+        controller.daemon.home.resources.apply([("s", _SERVICE)])
+        second = await node.until(lambda: len(node.updates) > 1 and node.updates[1])
+        assert (second.base, second.full, len(second.services)) == (first.revision, False, 1)
+
+
 async def test_a_rejected_delta_is_followed_by_everything(controller: Running) -> None:
     credential = await controller.join("node-a")
     async with connected(controller.port, credential, ack=False) as node:
         await first_update(node)
         await node.send(Ack(node.updates[0].revision))
-        controller.daemon.home.resources.apply([("p", _DENY_ALL)])
+        controller.daemon.home.resources.apply([("s", _SERVICE)])
         delta = await node.until(lambda: len(node.updates) == 2 and node.updates[1])
         assert not delta.full
         await node.send(Nack(delta.revision, "does not fit"))

@@ -10,6 +10,7 @@ from controller.translate import World
 from mesh.model import Action, MeshConfig, PeerAuth, Policy, Service, Workload
 from mesh.model import MtlsMode as Mode
 from mesh.snapshot import Snapshot
+from mesh.sync import FromController, Reader
 from mesh.traffic import Route, TrafficPolicy
 
 
@@ -120,6 +121,24 @@ def test_policies_go_only_to_nodes_whose_workloads_they_can_concern() -> None:
     assert source.publisher.scoped("node-a") == ((everywhere, here), (strict,))
     assert source.publisher.scoped("node-b") == ((everywhere, policies[2]), (strict,))
     assert source.publisher.scoped("node-c") == ((), ())
+
+
+def test_a_frame_holds_what_its_node_is_to_know_though_nodes_share_frames() -> None:
+    here, there = a_workload("a", "10.77.0.1"), a_workload("b", "10.77.0.2", node="node-b")
+    source = Source(a_world(here, policies=(a_policy("p", app="b"),)))
+    base = (source.publisher.epoch, source.publisher.revision)
+    source.publish(a_world(here, there, policies=(a_policy("p", app="b"),)))
+    frames = []
+    for node in ("node-a", "node-b", "node-c", "node-a"):
+        for since in (None, base):
+            update = source.publisher.update(node, since, ((), ()))
+            frames.append(source.publisher.frame(update))
+            assert Reader(FromController).feed(frames[-1]) == [update]
+    assert frames[0] is frames[4] is frames[6]
+    assert frames[1] is frames[5] is frames[7]
+    source.publish(a_world(there))
+    update = source.publisher.update("node-a", None)
+    assert Reader(FromController).feed(source.publisher.frame(update)) == [update]
 
 
 async def test_a_burst_is_built_once(nursery: trio.Nursery, autojump_clock: trio.testing.MockClock) -> None:

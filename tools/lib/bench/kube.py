@@ -40,7 +40,7 @@ from testbed.network import NETNS, NetworkError
 _AT_ONCE = 8
 _PAUSE = 0.4
 """After a change, for what it brings about besides, and so that the next is alone."""
-_SECONDS = 600.0
+_SECONDS = 420.0
 _CORE = f"/api/v1/namespaces/{NAMESPACE}"
 _SLICES = tuple(
     f"/apis/discovery.k8s.io/{version}/namespaces/{NAMESPACE}/endpointslices" for version in ("v1", "v1beta1")
