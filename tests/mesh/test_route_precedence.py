@@ -6,7 +6,7 @@ import re
 from urllib.parse import parse_qsl
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.message import Request
@@ -167,6 +167,7 @@ CALLS = requests(st.sampled_from(["/s/m", "/s/long", "/long/m", "/long/long", "/
 CLIENTS = st.sampled_from(["shop", "client", "elsewhere"])
 
 
+@settings(deadline=None)
 @given(routes_of(MATCHES, ["HTTPRoute"]), st.lists(REQUESTS, min_size=8, max_size=16), CLIENTS)
 def test_the_router_takes_what_a_model_trying_every_match_takes(
     routes: list[Route], asked: list[Request], client: str
@@ -179,6 +180,7 @@ def test_the_router_takes_what_a_model_trying_every_match_takes(
         assert named(routes, found) == expected(routes, client, "shop", request)
 
 
+@settings(deadline=None)
 @given(routes_of(GRPC_MATCHES, ["GRPCRoute", "GRPCRoute", "HTTPRoute"]), st.lists(CALLS, min_size=8), CLIENTS)
 def test_grpc_routes_go_by_the_length_of_service_and_method(
     routes: list[Route], asked: list[Request], client: str
@@ -190,6 +192,7 @@ def test_grpc_routes_go_by_the_length_of_service_and_method(
         assert named(routes, found) == expected(routes, client, "shop", request)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.builds(RouteMatch, headers=SOME_CLAUSES, query=SOME_CLAUSES), min_size=9, max_size=40),
     st.lists(REQUESTS, min_size=8),
