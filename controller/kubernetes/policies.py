@@ -24,6 +24,11 @@ _CLOSED: dict[str, Json] = {
 }
 
 
+_MAX_PARTS = 10_000
+"""Lists, mappings and what is in them. An object of etcd's 1.5 MB could hold half a million empty rules, which take
+seconds to translate, to send and to take up, in every process of the mesh."""
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One status condition."""
@@ -62,6 +67,8 @@ def declared(kind: str) -> Callable[[Json], Declared]:
         problem = ""
         if spec is None and needed:
             problem = "spec: required field is missing"
+        elif _parts(spec) > _MAX_PARTS:
+            problem = f"spec: more than {_MAX_PARTS} values in it; divide it among several resources"
         elif spec is not None:
             _, problems = check(model, Document("", body, {(): (1, 1)}), spec, ("spec",))
             problem = "; ".join(f"{p.path}: {p.message}" for p in sorted(problems))
@@ -76,6 +83,17 @@ def declared(kind: str) -> Callable[[Json], Declared]:
         return Declared(resource if not problem or kind in _CLOSED else None, problem, generation, _conditions(body))
 
     return read
+
+
+def _parts(value: Any) -> int:
+    """How many values there are in it, counted to a little more than is allowed."""
+    count, waiting = 0, [value]
+    while waiting and count <= _MAX_PARTS:
+        each = waiting.pop()
+        if isinstance(each, Mapping | list):
+            count += len(each)
+            waiting += each.values() if isinstance(each, Mapping) else each
+    return count
 
 
 def _closed(kind: str, spec: Any) -> Json:

@@ -8,9 +8,10 @@ was the same before is taken over as it is, so that a change of one pod among 10
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from ipaddress import ip_address, ip_network
+from typing import Generic, TypeVar
 
 from controller.kubernetes.objects import Backend, ClusterNode, ClusterService, Pod, Slice
 from controller.resources import workload_addresses
@@ -18,6 +19,7 @@ from controller.store import Resource
 from controller.translate import TrafficTranslator, World, peer_auth, policy
 from mesh.model import Endpoint, Enrolment, Service, ServicePort, Workload
 
+_T = TypeVar("_T")
 _MAX_TARGETS = 100_000
 """Ports times endpoints of one service. Ten ports and 10,000 pods are as many; all nodes are told of each."""
 
@@ -50,10 +52,30 @@ class _Land:
         return ""
 
 
+class _Translated(Generic[_T]):
+    """Resources of a kind in the mesh's words, each put into them once while it stays as it is."""
+
+    def __init__(self, translate: Callable[[Resource], _T]) -> None:
+        self._translate = translate
+        self._known: dict[tuple[str, str], tuple[Resource, _T]] = {}
+
+    def of(self, resources: Iterable[Resource]) -> Iterator[_T]:
+        """All of them; others are forgotten."""
+        known, self._known = self._known, {}
+        for resource in resources:
+            name = f"{resource.namespace}/{resource.name}", str(resource.body["apiVersion"])
+            before = known.get(name)
+            if before is None or before[0] is not resource:
+                before = resource, self._translate(resource)
+            self._known[name] = before
+            yield before[1]
+
+
 class Builder:
     """Builds worlds, remembering the parts of the last one."""
 
     def __init__(self) -> None:
+        self._policies, self._peer_auths = _Translated(policy), _Translated(peer_auth)
         self._workloads: dict[str, tuple[Pod, tuple[str, ...], bool, Workload]] = {}
         self._traffic = TrafficTranslator()
 
@@ -82,8 +104,8 @@ class Builder:
             workloads,
             labels,
             {key: _service(services[key], by_service.get(key, ()), owners) for key in sorted(services)},
-            tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
-            tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
+            tuple(self._policies.of(kinds.get("AuthorizationPolicy", ()))),
+            tuple(self._peer_auths.of(kinds.get("PeerAuthentication", ()))),
         )
         return self._traffic.add(made, kinds)
 

@@ -7,7 +7,7 @@ from controller.kubernetes.objects import Pod
 from controller.kubernetes.policies import declared
 from controller.kubernetes.world import Builder
 from controller.translate import World
-from mesh.model import Endpoint, MtlsMode
+from mesh.model import Action, Endpoint, MtlsMode, Policy, Rule
 from tests.controller import fake_kubernetes as fake
 
 Json = dict[str, Any]
@@ -194,6 +194,32 @@ def test_what_cannot_be_read_is_closed() -> None:
     (peer_auth,) = built([], more=[("PeerAuthentication", {"metadata": metadata, "spec": spec})]).peer_auths
     assert (peer_auth.mode, peer_auth.selector) == (MtlsMode.STRICT, {"app": "web"})
     assert declared("Workload")({"metadata": metadata, "spec": {}}).resource is None
+
+
+def test_a_policy_too_large_to_send_to_every_node_is_closed_and_says_so() -> None:
+    metadata = {"name": "endless", "namespace": "shop", "uid": "u"}
+    spec = {"selector": {"matchLabels": {"app": "web"}}, "action": "ALLOW", "rules": [{}] * 400_000}
+    entry = declared("AuthorizationPolicy")({"metadata": metadata, "spec": spec})
+    assert "divide it" in entry.problem
+    (policy,) = built([], more=[("AuthorizationPolicy", {"metadata": metadata, "spec": spec})]).policies
+    assert (policy.action, policy.rules, policy.selector) == (Action.DENY, (Rule(),), {"app": "web"})
+    blocks = {"rules": [{"from": [{"source": {"ipBlocks": [f"10.0.{n >> 8}.{n & 255}" for n in range(9000)]}}]}]}
+    assert not declared("AuthorizationPolicy")({"metadata": metadata, "spec": blocks}).problem
+
+
+def test_a_policy_that_did_not_change_is_translated_once() -> None:
+    metadata = {"name": "deny", "namespace": "shop", "uid": "u"}
+    read, builder = declared("AuthorizationPolicy"), Builder()
+
+    def build(*resources: Any) -> tuple[Policy, ...]:
+        return builder.build({}, {}, [], resources, lambda pod: (False, ())).policies
+
+    resource = read({"metadata": metadata, "spec": {"action": "DENY"}}).resource
+    (first,) = build(resource)
+    assert build(resource)[0] is first
+    assert build() == ()
+    (changed,) = build(read({"metadata": metadata, "spec": {"action": "ALLOW"}}).resource)
+    assert changed.action is Action.ALLOW
 
 
 def test_what_did_not_change_is_the_same_object() -> None:
