@@ -12,15 +12,19 @@ from controller.kubernetes.client import Client
 from controller.kubernetes.mirror import Mirror
 from controller.kubernetes.objects import Pod
 from controller.kubernetes.policies import Declared, declared
+from controller.kubernetes.routes import DeclaredRoute, declared_route
 from controller.store import Resource
+from controller.translate import ROUTES
 
 OURS = "/apis/nodemesh.dev/v1alpha1"
 PLURALS = {
     "Workload": "workloads",
     "AuthorizationPolicy": "authorizationpolicies",
     "PeerAuthentication": "peerauthentications",
+    "TrafficPolicy": "trafficpolicies",
 }
 _ISTIO = tuple(f"/apis/security.istio.io/{version}" for version in ("v1", "v1beta1"))
+_GATEWAY = tuple(f"/apis/gateway.networking.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha2"))
 _SLICES = tuple(f"/apis/discovery.k8s.io/{version}/endpointslices" for version in ("v1", "v1beta1"))
 
 
@@ -52,6 +56,16 @@ class Cluster:
             )
             for kind in ("AuthorizationPolicy", "PeerAuthentication")
         ]
+        self.routes: dict[str, Mirror[DeclaredRoute]] = {
+            kind: Mirror(client, _paths(f"{kind.lower()}s"), declared_route(kind), self._on_route, optional=True)
+            for kind in ROUTES
+        }
+        """Gateway API's, whose CRDs are the user's: there or not."""
+        self._grants = Mirror(
+            client, _paths("referencegrants"), declared("ReferenceGrant"), self._on_change, optional=True
+        )
+        self.routes_changed = trio.Event()
+        """Set, and made anew, at each change of a route."""
         self.declared_changed = trio.Event()
         """Set, and made anew, at each change of one of our resources."""
 
@@ -59,7 +73,7 @@ class Cluster:
     def mirrors(self) -> list[Mirror[Any]]:
         """All of them."""
         core: list[Mirror[Any]] = [self.pods, self.services, self.slices, self.namespaces, self.nodes]
-        return [*core, *self.declared.values(), *self._istio]
+        return [*core, *self.declared.values(), *self._istio, *self.routes.values(), self._grants]
 
     async def synced(self) -> None:
         """Wait until everything has been read once."""
@@ -67,8 +81,9 @@ class Cluster:
             await mirror.synced.wait()
 
     def resources(self) -> Iterator[Resource]:
-        """Our kinds' resources, and Istio's; unreadable ones as what stands for them."""
-        for mirror in (*self.declared.values(), *self._istio):
+        """Our kinds' resources, Istio's and Gateway API's; unreadable ones as what stands for them."""
+        mirrors: list[Mirror[Any]] = [*self.declared.values(), *self._istio, *self.routes.values(), self._grants]
+        for mirror in mirrors:
             for entry in mirror.objects.values():
                 if entry.resource is not None:
                     yield entry.resource
@@ -97,5 +112,15 @@ class Cluster:
         if old is None or new is None or (old.resource, old.problem) != (new.resource, new.problem):
             self._changed()
 
+    def _on_route(self, _key: str, old: DeclaredRoute | None, new: DeclaredRoute | None) -> None:
+        self.routes_changed.set()
+        self.routes_changed = trio.Event()
+        if (old and old.resource) != (new and new.resource):
+            self._changed()
+
     def _on_change(self, *_: object) -> None:
         self._changed()
+
+
+def _paths(plural: str) -> list[str]:
+    return [f"{base}/{plural}" for base in _GATEWAY]

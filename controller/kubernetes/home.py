@@ -30,6 +30,7 @@ from controller.kubernetes.objects import Pod
 from controller.kubernetes.progress import Progress
 from controller.kubernetes.register import PodRegister
 from controller.kubernetes.resources import ClusterResources
+from controller.kubernetes.route_status import RouteStatusWriter
 from controller.kubernetes.secret import SECRET, SecretCa, material, publish_roots
 from controller.kubernetes.sharing import Sharing
 from controller.kubernetes.status import StatusWriter
@@ -128,10 +129,13 @@ class ClusterHome:
         progress = Progress(self.client, self._root_namespace, pod, self.cluster, publisher, nodes)
         writer = StatusWriter(self.client, self.cluster, publisher, progress, self._clock)
 
+        routes = RouteStatusWriter(self.client, self.cluster, publisher, self._clock)
+
         async def lead() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_ca)
                 nursery.start_soon(writer.run)
+                nursery.start_soon(routes.run)
 
         async with self.client, trio.open_nursery() as nursery:
             for mirror in (*self.cluster.mirrors, self._secret, progress.replicas):

@@ -1,16 +1,18 @@
 """Resources to what the mesh's nodes are told."""
 
-from controller.translate.gateway import CONTROLLER, Condition, Gateway, ParentStatus
+from controller.translate.gateway import CONTROLLER, ROUTES, Condition, Gateway, ParentStatus, is_ours
 from controller.translate.security import peer_auth, policy
 from controller.translate.world import TrafficTranslator, World, world
 
 __all__ = [
     "CONTROLLER",
+    "ROUTES",
     "Condition",
     "Gateway",
     "ParentStatus",
     "TrafficTranslator",
     "World",
+    "is_ours",
     "peer_auth",
     "policy",
     "world",

@@ -176,7 +176,7 @@ def test_noded_has_no_right_in_the_api() -> None:
 
 
 def test_the_controller_may_change_nothing_that_is_not_its_own() -> None:
-    """Read the mesh; annotate pods; say what it makes of our kinds. Secrets only by name."""
+    """Read the mesh; annotate pods; say what it makes of our kinds and of routes. Secrets only by name."""
     reading = {"get", "list", "watch"}
     changing = {
         (group, resource, verb)
@@ -187,9 +187,10 @@ def test_the_controller_may_change_nothing_that_is_not_its_own() -> None:
     }
     statuses = {
         ("nodemesh.dev", f"{plural}/status", verb)
-        for plural in ("authorizationpolicies", "peerauthentications", "workloads")
+        for plural in ("authorizationpolicies", "peerauthentications", "trafficpolicies", "workloads")
         for verb in ("patch", "update")
     }
+    statuses |= {("gateway.networking.k8s.io", f"{plural}/status", "patch") for plural in ("grpcroutes", "httproutes")}
     assert changing == {("", "pods/status", "patch"), ("authentication.k8s.io", "tokenreviews", "create"), *statuses}
     rules = objects("current")["ClusterRole/nodemesh-controller"]["rules"]
     read = {resource for rule in rules for resource in rule["resources"]}
