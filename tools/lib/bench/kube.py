@@ -35,7 +35,7 @@ from kubebed.cluster import Cluster
 from kubebed.errors import KubebedError
 from kubebed.steps import say
 from redirect.netns import open_netns
-from testbed.network import NETNS, NetworkError
+from testbed.network import NETNS, NetworkError, processes
 
 _AT_ONCE = 8
 _PAUSE = 0.4
@@ -74,7 +74,6 @@ def run(options: argparse.Namespace) -> int:
     figures: Scale | None = None
     try:
         plan = Plan(options.pods, options.nodes)
-        busy = usage.busy_share(2)
         with _installed() as bed:
             figures = trio.run(_measure, bed, plan, options.changes, options.idle)
     except* (KubebedError, NetworkError, ClusterError, FleetError, trio.TooSlowError, ValueError, OSError) as group:
@@ -84,10 +83,10 @@ def run(options: argparse.Namespace) -> int:
         say("tools/bench: interrupted")
     if figures is None:
         return 1
-    figures.busy_before = busy
+    others = " and ".join(f"{share:.0%} during {when}" for when, share in figures.others_share.items())
     print(
         f"{os.cpu_count()} cores for the API server, etcd, {plan.nodes} simulated nodes and the controllers together, "
-        f"{busy:.0%} busy with other things before\n\n{scale.tables(figures)}"
+        f"of which processes besides took {others}\n\n{scale.tables(figures)}"
     )
     if options.json:
         options.json.write_text(json.dumps(scale.document(figures), indent=2) + "\n")
@@ -156,13 +155,17 @@ class Measurement:
         await self._prepare()
         figures.idle_cpu_share["no pods"] = await self._idle(idle)
         figures.rss_mb["no pods"] = self._memory()
+        before = self._besides()
         await self._fill()
+        self._figures.others_share["the filling"] = _share(before, self._besides())
         await trio.sleep(5)  # the cluster's own controllers have to end, too
         figures.idle_cpu_share[f"{self._plan.pods} pods"] = await self._idle(idle)
+        before = self._besides()
         for number in range(changes):
             await self._change_each(number)
             if number % 10 == 9:
                 say(f"  {number + 1} of {changes} rounds of changes")
+        self._figures.others_share["the changes"] = _share(before, self._besides())
         figures.rss_mb["at the end"] = self._memory()
         if self._fleet.refusals:
             refusals = self._fleet.refusals
@@ -375,6 +378,15 @@ class Measurement:
         took = time.monotonic() - began
         return {name: used / took for name, used in _difference(self._cpu(), before).items()}
 
+    def _besides(self) -> tuple[float, float]:
+        """Now, and what processes that are none of the cluster's have had of the cores, s."""
+        ours = {*processes(self._bed.spec.namespaces), *self._processes.values()}
+        used = usage.busy_us()
+        for pid in ours:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+                used -= usage.cpu_us([pid])
+        return time.monotonic(), used / 1e6
+
     def _cpu(self) -> dict[str, float]:
         return {name: usage.cpu_us([pid]) / 1e6 for name, pid in self._processes.items()}
 
@@ -417,6 +429,10 @@ class Measurement:
 
 def _name(service: str) -> str:
     return service.partition("/")[2]
+
+
+def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    return max(0.0, after[1] - before[1]) / (after[0] - before[0]) / (os.cpu_count() or 1)
 
 
 def _difference(after: dict[str, float], before: dict[str, float]) -> dict[str, float]:

@@ -44,7 +44,8 @@ class Scale:
     rss_mb: dict[str, dict[str, float]] = field(default_factory=dict)
     """When -> process."""
     changes: list[Change] = field(default_factory=list)
-    busy_before: float = 0.0
+    others_share: dict[str, float] = field(default_factory=dict)
+    """Meanwhile -> what processes that are none of the cluster's had of all cores, 0 to 1."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -80,7 +81,7 @@ def document(scale: Scale) -> dict[str, Any]:
         "changes": {kind: _of_kind(changes) for kind, changes in _kinds(scale.changes).items()},
         "idle_cpu_share": {when: _rounded(shares, 4) for when, shares in scale.idle_cpu_share.items()},
         "rss_mb": {when: _rounded(sizes, 1) for when, sizes in scale.rss_mb.items()},
-        "busy_before": round(scale.busy_before, 2),
+        "others_share": _rounded(scale.others_share, 2),
     }
 
 

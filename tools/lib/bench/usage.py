@@ -63,6 +63,12 @@ def busy_share(seconds: float) -> float:
     return 1 - (idle - idle_before) / max(1, total - total_before)
 
 
+def busy_us() -> float:
+    """What all processes of the machine have had of its cores since it was started, µs."""
+    idle, total = _idle_and_total()
+    return (total - idle) * _TICK_US
+
+
 def _idle_and_total() -> tuple[int, int]:
     ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)  # idle and waiting for disks
