@@ -139,7 +139,7 @@ class Assignments:
         local = self._enrolments.find(uid)
         if local is not None and local.record.namespace_id != there:
             await self._enrolments.discard(uid)  # a pod has one sandbox: the one before is dead
-        await self._enrol(uid, assignment, path, addresses)
+        await self._enrol(uid, assignment, path, addresses, there)
 
     async def gone(self, uid: str, netns: str) -> None:
         """A pod's network is being taken down: forget the pod now, if this is what it was enrolled with."""
@@ -199,6 +199,8 @@ class Assignments:
             return  # it doesn't run yet, or not any more
         path = sandbox.netns(self._proc)
         there = self._identify(path)
+        if not sandbox.runs(self._proc):
+            return  # another pod's process may have its number by now
         if local is not None and local.record.namespace_id != there:
             await self._enrolments.discard(uid)
         elif local is not None:
@@ -207,12 +209,14 @@ class Assignments:
             self._enrolled_as[uid] = assignment.pod
             return
         async with self._slots:
-            await self._enrol(uid, assignment, path, assignment.addresses)
+            await self._enrol(uid, assignment, path, assignment.addresses, there)
 
-    async def _enrol(self, uid: str, pod: Assignment, netns: str, addresses: tuple[str, ...]) -> None:
+    async def _enrol(
+        self, uid: str, pod: Assignment, netns: str, addresses: tuple[str, ...], there: NamespaceId
+    ) -> None:
         workload = Enrolment(pod.name, pod.namespace, pod.service_account, _labels(pod), addresses)
         self._enrolled_as[uid] = pod.pod
-        await self._enrolments.enrol(Request(workload, netns))
+        await self._enrolments.enrol(Request(workload, netns), there)
 
     def _identify(self, path: str) -> NamespaceId:
         fd = self._namespaces.open(path)

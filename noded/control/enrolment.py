@@ -26,7 +26,7 @@ from mesh.model import Enrolment
 from noded.control.capture import Namespaces
 from noded.control.certs import Certificates
 from noded.control.failure import Conflict, ControllerAway, Failure, Invalid, NotFound, NotReady
-from noded.control.records import Record, Records, Request
+from noded.control.records import NamespaceId, Record, Records, Request
 from noded.control.supervise import Workers
 from noded.control.syncer import Syncer
 from noded.link import WorkloadUp
@@ -114,8 +114,11 @@ class Enrolments:
 
     # In.
 
-    async def enrol(self, request: Request) -> Local:
-        """Enrol a workload, or answer from what is there; returns when it is captured. Raises `Failure`."""
+    async def enrol(self, request: Request, expected: NamespaceId | None = None) -> Local:
+        """Enrol a workload, or answer from what is there; returns when it is captured. Raises `Failure`.
+
+        `expected` is which namespace the path must lead to: that of a process may come to lead to another pod's.
+        """
         if self._workers.draining:
             raise NotReady("noded is stopping", "enrol again when it is back")
         uid = request.workload.uid
@@ -123,6 +126,8 @@ class Enrolments:
             netns = self._namespaces.open(request.netns)
             try:
                 record = self._wanted(request, netns)
+                if expected is not None and record.namespace_id != expected:
+                    raise Conflict(f"{request.netns} leads to another namespace by now", "it is looked for again")
                 known = self._locals.get(uid)
                 if known is not None and known.record == record and known.state is State.READY:
                     await self._namespaces.apply(known.netns, record.mark)  # puts back what others have removed

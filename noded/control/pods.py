@@ -36,6 +36,13 @@ class Sandbox:
         """Path of its network namespace."""
         return str(proc / str(self.pid) / "ns" / "net")
 
+    def runs(self, proc: Path) -> bool:
+        """Whether the process of that number is still this one. Ask after opening what is to be its."""
+        try:
+            return _started((proc / str(self.pid) / "stat").read_bytes()) == self.started
+        except (OSError, ValueError, IndexError):
+            return False
+
 
 def pod_of(cgroup: str) -> str | None:
     """The UID of the pod that a process belongs to, from the text of its /proc/PID/cgroup; None if to none."""

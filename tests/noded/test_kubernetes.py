@@ -1,5 +1,6 @@
 """noded on a node of a cluster: assigned pods, found in /proc or brought by the CNI plug-in itself."""
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -19,8 +20,9 @@ from mesh.sync import POD_UID, Assign, Assignment
 from noded.control import clean_up, daemon
 from noded.control.assignments import Markers
 from noded.control.cni import parse
-from noded.control.failure import CannotRun, Invalid
+from noded.control.failure import CannotRun, Conflict, Failure, Invalid
 from noded.control.kubernetes import Kubernetes
+from noded.control.pods import Sandbox
 from redirect.cni.install import NAME
 from tests.noded.control_world import World, eventually, replace, world
 
@@ -135,6 +137,26 @@ async def test_a_pod_that_runs_is_found_and_enrolled(node: Node) -> None:
         assert (row["addresses"], row["service_account"]) == (["10.77.0.9"], "web")
         assert row["labels"] == {"app": "web", POD_UID: web.pod}  # so that the controller knows which web it is
         assert row["netns"] == f"{node.folder}/proc/{pid}/ns/net"
+
+
+async def test_a_process_that_has_taken_a_dead_sandbox_s_number_is_not_taken_for_it(node: Node) -> None:
+    async with running(node):
+        victim, attacker = pod("victim"), pod("attacker")
+        pid = node.starts(attacker.pod, "10.77.0.66")
+        node.kubernetes.assignments._pods = {"shop/victim": victim}
+        for seen in (Sandbox(pid, pid - 1), Sandbox(pid + 1, pid + 1)):
+            with contextlib.suppress(Failure):
+                await node.kubernetes.assignments._bring("shop/victim", {victim.pod: seen})
+        assert [w["name"] for w in (await node.mesh.get("/workloads"))["items"]] == []
+        known = node.mesh.namespaces.open(node.mesh.namespace("one", "10.77.0.1"))
+        try:
+            other = node.mesh.namespaces.identify(known)
+        finally:
+            os.close(known)
+        with pytest.raises(Conflict, match="another namespace by now"):
+            await node.kubernetes.assignments._enrol(
+                "shop/victim", victim, node.mesh.namespace("two", "10.77.0.2"), (), other
+            )
 
 
 async def test_a_pod_without_addresses_yet_gets_those_of_its_namespace(node: Node) -> None:
