@@ -34,7 +34,7 @@ def daemonset(like: Mapping[str, Any], *, paused: bool, without: Iterable[str] =
         "securityContext": _CONFINED,
     }
     done = {**image, "name": "done", "command": ["sleep", "infinity"], "securityContext": _CONFINED}
-    volumes = [volume for volume in pod["volumes"] if volume["name"] not in _HOST]
+    volumes = [volume for volume in pod["volumes"] if volume["name"] not in (*_HOST, *_proofs(pod))]
     volumes += [{"name": name, "hostPath": {"path": path, "type": ""}} for name, path in _HOST.items()]
     nodes = {key: value for key, value in pod.get("nodeSelector", {}).items() if key not in _NOWHERE}
     labels = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": "nodemesh"}
@@ -73,6 +73,11 @@ def _avoiding(names: Iterable[str]) -> Json:
     return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}} if fields else {}
 
 
+def _proofs(pod: Mapping[str, Any]) -> set[str]:
+    """Volumes with what noded joins with: of no use here, and not there if no controller ever published its root."""
+    return {volume["name"] for volume in pod["volumes"] if "projected" in volume}
+
+
 def _undo(pod: Mapping[str, Any]) -> tuple[Json, Json]:
     """Noded's container with another task, and what of it says which image."""
     all_ = (*pod.get("initContainers", ()), *pod["containers"])
@@ -82,5 +87,6 @@ def _undo(pod: Mapping[str, Any]) -> tuple[Json, Json]:
         "name": _UNDO,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "args": [arg for arg in noded["args"] if arg not in _TASK] + list(_TASK),
+        "volumeMounts": [mount for mount in noded["volumeMounts"] if mount["name"] not in _proofs(pod)],
     }
     return undo, {key: noded[key] for key in ("image", "imagePullPolicy") if key in noded}

@@ -305,6 +305,12 @@ def test_uninstall_cleans_nodes_after_noded_and_before_the_rest(
     assert undo["args"][-2:] == ["--clean-up", "--pods"]
     assert undo["securityContext"]["capabilities"]["add"]
     assert pod["hostPID"]
+    # Nothing that only a running controller makes, such as nodemesh-root: there may never have been one.
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    kinds = {kind for volume in volumes.values() for kind in volume.keys() - {"name"}}
+    assert kinds == {"configMap", "emptyDir", "hostPath"}
+    assert [volume["configMap"]["name"] for volume in volumes.values() if "configMap" in volume] == ["noded"]
+    assert {mount["name"] for step in pod["initContainers"] for mount in step["volumeMounts"]} <= volumes.keys()
     deleted = [line.rpartition("/")[2] for line in cluster.requests if line.startswith("DELETE")]
     assert deleted[:3] == ["noded", clean_up.NAME, "nodemesh-controller"]
     assert deleted[-1] == NS
