@@ -192,6 +192,9 @@ class Enroller:
         self._add(node, workload)
         self._changed()
 
+    async def kept(self, node: str, uid: str) -> None:
+        """Kept in the store already."""
+
     def withdraw(self, node: str, uid: str) -> None:
         """A workload has left; one that the node doesn't have is not an error (it may ask twice)."""
         if uid in self.uids(node):

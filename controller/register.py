@@ -18,7 +18,7 @@ from mesh.model import Enrolment
 
 
 class Register(Protocol):
-    """Who may be in the mesh. All but `admit` answer at once; those that check raise `Refusal`."""
+    """Who may be in the mesh. All but `admit` and `kept` answer at once; those that check raise `Refusal`."""
 
     node_life: timedelta
     """Of a node's certificate."""
@@ -51,6 +51,9 @@ class Register(Protocol):
 
     def enrol(self, node: str, raw: Enrolment) -> None:
         """Take one workload, new or changed."""
+
+    async def kept(self, node: str, uid: str) -> None:
+        """Wait until a workload that was just taken would be known to whoever takes over; no longer than 8 s."""
 
     def withdraw(self, node: str, uid: str) -> None:
         """A workload has left; one that the node doesn't have is not an error."""

@@ -2,8 +2,9 @@
 
 Tasks: one reads, one writes, one sends updates, one what to enrol, one pings. An update is sent only when the one
 before was answered, so changes gather while a node is busy and never queue. A workload is answered `Enrolled` only when
-the node has acknowledged a revision that holds it: by then the node has the policies that apply to it, so there is no
-moment in which it would be open for want of them. Roots to trust go ahead of the update that tells of them.
+the register keeps it and the node has acknowledged a revision that holds it: by then the node has the policies that
+apply to it, so there is no moment in which it would be open for want of them. Roots to trust go ahead of the update
+that tells of them.
 """
 
 from __future__ import annotations
@@ -111,8 +112,12 @@ class Session:
         """`Publisher.covered` of the last revision that the node acknowledged."""
         self._answer: Ack | Nack | None = None
         self._answered = trio.Event()
-        self._enrolling: deque[tuple[int, int]] = deque()
-        """(request, `touches` that a revision must cover before it is answered)."""
+        self._rejected: tuple[int, str] = (-1, "")
+        """The same of one that it has rejected since, and the reason."""
+        self._keeping = 0
+        """Enrolments that the register has not kept yet."""
+        self._enrolling: dict[int, int] = {}
+        """Those that it has: request, and `touches` that a revision must cover before it is answered."""
 
     async def run(self, hello: Hello, early: Sequence[object]) -> None:
         """Serve; `early` arrived with the Hello. Returns when the node closes.
@@ -130,7 +135,8 @@ class Session:
         self._send(Welcome(PROTOCOL, parts.software, refused))
         if hello.epoch:
             self._base = (hello.epoch, hello.revision)
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
+            nursery = self._nursery
             for task in (self._write, self._update, self._assign, self._ping):
                 nursery.start_soon(task)
             await self._read(early)
@@ -140,7 +146,7 @@ class Session:
         while True:
             for message in messages:
                 self._take(message)
-            if len(self._out) + len(self._enrolling) > _MAX_WAITING:
+            if len(self._out) + self._keeping + len(self._enrolling) > _MAX_WAITING:
                 raise Broken("too many requests without reading the answers")
             data = await self._stream.receive_some(256 * 1024)
             if not data:
@@ -158,10 +164,11 @@ class Session:
             case Enrol(request, workload):
                 try:
                     parts.enroller.enrol(node, workload)
-                    self._enrolling.append((request, parts.publisher.touches))
-                    self._settle()
                 except Refusal as refusal:
                     self._refuse(request, refusal)
+                else:
+                    self._keeping += 1
+                    self._nursery.start_soon(self._keep, request, workload.uid, parts.publisher.touches)
             case Withdraw(uid):
                 parts.enroller.withdraw(node, uid)
             case Sign(request, uid, csr):
@@ -182,6 +189,17 @@ class Session:
                 pass
             case Join() | Hello():
                 raise Broken(f"unexpected {type(message).__name__}")
+
+    async def _keep(self, request: int, uid: str, touches: int) -> None:
+        try:
+            await self._parts.enroller.kept(self._node, uid)
+        except Refusal as refusal:
+            self._refuse(request, refusal)
+        else:
+            self._enrolling[request] = touches
+            self._settle()
+        finally:
+            self._keeping -= 1
 
     def _refuse(self, request: int, refusal: Refusal) -> None:
         _log.warning("request refused", extra={"node": self._node, "reason": str(refusal)})
@@ -214,7 +232,7 @@ class Session:
                     self._known = (update.policies, update.peer_auths)
                 config = update.config
                 status.acked, status.last_nack = sent, ""
-                self._covered = covered
+                self._covered, self._rejected = covered, (-1, "")
                 self._settle()
                 continue
             status.last_nack = answer.reason[:1000]
@@ -225,14 +243,19 @@ class Session:
             if not update.full:
                 sent = -1
                 continue
-            while self._enrolling and self._enrolling[0][1] <= covered:
-                request, _ = self._enrolling.popleft()
-                self._refuse(request, Refusal(f"the node rejected revision {sent}: {status.last_nack}"))
+            self._rejected = covered, f"the node rejected revision {sent}: {status.last_nack}"
+            self._settle()
 
     def _settle(self) -> None:
-        """Answer the enrolments that the node's acknowledged revision covers."""
-        while self._enrolling and self._enrolling[0][1] <= self._covered:
-            self._send(Enrolled(self._enrolling.popleft()[0]))
+        """Answer the enrolments that the revision covers which the node has acknowledged, or rejected."""
+        for request, touches in list(self._enrolling.items()):
+            if touches <= self._covered:
+                self._send(Enrolled(request))
+            elif touches <= self._rejected[0]:
+                self._refuse(request, Refusal(self._rejected[1]))
+            else:
+                continue
+            del self._enrolling[request]
 
     async def _answer_to(self, revision: int) -> Ack | Nack:
         with trio.move_on_after(_ACK_SECONDS):

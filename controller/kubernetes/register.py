@@ -2,16 +2,17 @@
 
 A node's word is never enough: the pod must exist, run on that node, and have the service account that is named. That it
 is enrolled stands in an annotation of the pod, with the pod's own UID, so that all replicas know and no successor of
-the same name inherits it. Between a node's word and the annotation's return by the watch, the claim is kept here.
+the same name inherits it. Between a node's word and the annotation's return by the watch, the claim is kept here; a
+node hears that a pod is enrolled when the annotation is written, since the nodes of other replicas would go on sending
+it plaintext.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NoReturn
 
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,6 +36,8 @@ _NODE_LIFE = timedelta(hours=24)
 _MAX_ADDRESSES = 16
 _AT_ONCE = 8
 _PAUSE = 1.0
+_KEPT_SECONDS = 8.0
+"""How long an annotation may take. A node waits 15 s for the answer, of which the update may take some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Claim:
     """Its UID."""
     enrolled: bool
     addresses: tuple[str, ...] = ()
+    settled: trio.Event = field(default_factory=trio.Event, compare=False)
+    """Set when the annotation is written, or the claim is not made any more."""
 
 
 class PodRegister:
@@ -65,8 +70,9 @@ class PodRegister:
         self._client, self._authority = client, authority
         self._life, self._root_namespace, self._clock, self._changed = workload_life, root_namespace, clock, changed
         self._claims: dict[str, Claim] = {}
-        self._unwritten: dict[str, None] = {}
-        """Keys of claims that are to be written."""
+        self._unwritten: dict[str, str] = {}
+        """Keys of claims that are to be written, and why they are not yet."""
+        self._writing: set[str] = set()
         self._wake = trio.Event()
         self._reviewing = trio.CapacityLimiter(_AT_ONCE)
         """Anybody can show a token, and each costs the API server a request."""
@@ -163,6 +169,26 @@ class PodRegister:
         if self.enrolment(pod) != (True, pod.addresses or addresses):
             self._claim(pod, Claim(pod.uid, True, addresses))
 
+    async def kept(self, node: str, uid: str) -> None:
+        """Wait until a pod's annotation says that it is enrolled. Raises `Refusal` if that does not come to be."""
+        with trio.move_on_after(_KEPT_SECONDS):
+            while (claim := self._pending(node, uid)) is not None:
+                await claim.settled.wait()
+        pod = self.cluster.on_node(node).get(uid)
+        if pod is None or not self.enrolment(pod)[0]:
+            raise Refusal(f"pod {uid[:600]!r} is gone, or has left the mesh again")
+        if self._pending(node, uid) is not None:
+            why = self._unwritten.get(uid) or "it does not answer"
+            self._claim(pod, Claim(pod.uid, False))
+            raise Refusal(f"the API server does not take the annotation of pod {uid}: {why}")
+
+    def _pending(self, node: str, uid: str) -> Claim | None:
+        """The claim that others cannot know of yet."""
+        pod, claim = self.cluster.on_node(node).get(uid), self._claims.get(uid)
+        if pod is None or claim is None or claim.settled.is_set() or (claim.enrolled and pod.enrolled):
+            return None
+        return claim
+
     def withdraw(self, node: str, uid: str) -> None:
         """A pod has left."""
         pod = self.cluster.on_node(node).get(uid)
@@ -226,10 +252,16 @@ class PodRegister:
     # Claims and the annotation
 
     def _claim(self, pod: Pod, claim: Claim) -> None:
+        self._drop(pod.key)
         self._claims[pod.key] = claim
-        self._unwritten[pod.key] = None
+        self._unwritten[pod.key] = ""
         self._wake.set()
         self._changed()
+
+    def _drop(self, key: str) -> None:
+        if (claim := self._claims.pop(key, None)) is not None:
+            claim.settled.set()
+        self._unwritten.pop(key, None)
 
     def pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
         """A pod came, changed or went: a claim that the cluster confirms, or of another pod, is done with."""
@@ -238,48 +270,50 @@ class PodRegister:
             return
         confirmed = new is not None and new.enrolled == claim.enrolled and (bool(new.addresses) or not claim.enrolled)
         if new is None or new.uid != claim.pod or new.finished or (confirmed and key not in self._unwritten):
-            del self._claims[key]
-            self._unwritten.pop(key, None)
+            self._drop(key)
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Write annotations until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            batch = list(self._unwritten)
-            limit = trio.CapacityLimiter(_AT_ONCE)
-            async with trio.open_nursery() as nursery:
-                for key in batch:
-                    nursery.start_soon(self._write, key, limit)
-            if self._unwritten:
-                self._wake.set()
-                await trio.sleep(_PAUSE if any(key in self._unwritten for key in batch) else 0)
+        limit = trio.CapacityLimiter(_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                for key in self._unwritten.keys() - self._writing:
+                    self._writing.add(key)
+                    nursery.start_soon(self._keep_writing, key, limit)
 
-    async def _write(self, key: str, limit: trio.CapacityLimiter) -> None:
-        async with limit:
-            claim = self._claims.get(key)
-            if claim is None:
-                self._unwritten.pop(key, None)
-                return
-            namespace, _, name = key.partition("/")
-            annotations = {ENROLLED: claim.pod if claim.enrolled else None}
-            body = {"metadata": {"uid": claim.pod, "annotations": annotations}}  # of this very pod, or refused
-            try:  # by way of the status, as who may patch pods may run anything in them
-                await self._client.merge(f"/api/v1/namespaces/{namespace}/pods/{name}/status", body)
-            except Refused as error:
-                if error.code not in (404, 409) and "metadata.uid" not in str(error):
-                    _log.error("cannot annotate the pod", extra={"pod": key, "reason": str(error)})
-                    return
-                if self._claims.get(key) is claim:  # that pod is gone
-                    del self._claims[key]
-                    self._changed()
-            except ClusterError as error:
+    async def _keep_writing(self, key: str, limit: trio.CapacityLimiter) -> None:
+        """Write what is claimed of a pod until there is nothing more to write."""
+        while (claim := self._claims.get(key)) is not None and key in self._unwritten:
+            async with limit:
+                why = await self._write(key, claim)
+            if why and self._claims.get(key) is claim:
+                self._unwritten[key] = why
+                await trio.sleep(_PAUSE)
+        self._writing.discard(key)
+
+    async def _write(self, key: str, claim: Claim) -> str:
+        """Why it could not be written; `""` for nothing more to do."""
+        namespace, _, name = key.partition("/")
+        annotations = {ENROLLED: claim.pod if claim.enrolled else None}
+        body = {"metadata": {"uid": claim.pod, "annotations": annotations}}  # of this very pod, or refused
+        try:  # by way of the status, as who may patch pods may run anything in them
+            await self._client.merge(f"/api/v1/namespaces/{namespace}/pods/{name}/status", body)
+        except ClusterError as error:
+            if not (isinstance(error, Refused) and (error.code in (404, 409) or "metadata.uid" in str(error))):
                 _log.warning("cannot annotate the pod yet", extra={"pod": key, "reason": str(error)})
-                return
-            if self._claims.get(key) in (claim, None):
-                self._unwritten.pop(key, None)
-                if (pod := self.cluster.pods.objects.get(key)) is not None:
-                    self.pod_changed(key, pod, pod)  # the watch may have been first
+                return str(error)
+            if self._claims.get(key) is claim:  # that pod is gone
+                self._drop(key)
+                self._changed()
+            return ""
+        if self._claims.get(key) is claim:
+            self._unwritten.pop(key, None)
+            claim.settled.set()
+            if (pod := self.cluster.pods.objects.get(key)) is not None:
+                self.pod_changed(key, pod, pod)  # the watch may have been first
+        return ""
 
 
 def _key(csr: bytes) -> ec.EllipticCurvePublicKey:

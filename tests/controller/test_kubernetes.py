@@ -19,7 +19,21 @@ from controller.kubernetes.objects import ENROLLED
 from controller.rotation import NotYet
 from controller.trust import new_root
 from mesh.model import Enrolment
-from mesh.sync import Ack, Assign, FromController, FromNode, Join, Joined, Reader, Refused, Signed, Trust, frame
+from mesh.sync import (
+    POD_UID,
+    Ack,
+    Assign,
+    FromController,
+    FromNode,
+    Join,
+    Joined,
+    Reader,
+    Refused,
+    Signed,
+    Trust,
+    Withdraw,
+    frame,
+)
 from tests.controller.client import (
     Credential,
     NodeClient,
@@ -227,12 +241,12 @@ async def test_an_enrolled_pod_is_known_to_all_replicas_and_gets_a_certificate(
             refused = await node.sign("shop/web", csr_for(new_key()))
             assert isinstance(refused, Refused)
             assert not isinstance(await node.enrol(web("10.77.0.5")), Refused)
+            body = cluster.get(PODS, "web", "shop") or {}  # before the node hears of it, whatever becomes of this one
+            assert body["metadata"]["annotations"] == {ENROLLED: body["metadata"]["uid"]}
             signed = await node.sign("shop/web", csr_for(new_key()))
             assert isinstance(signed, Signed)
             assert uris_of(signed.chain) == ["spiffe://cluster.local/ns/shop/sa/web"]
             await until(lambda: other.meshed("shop/web"))
-            body = cluster.get(PODS, "web", "shop") or {}
-            assert body["metadata"]["annotations"] == {ENROLLED: body["metadata"]["uid"]}
         assert replica.meshed("shop/web")  # the node's being away changes nothing
         async with connected(other.port, await other.joined(cluster, "node-a")) as node:  # it lists no workload
             await until(lambda: not replica.meshed("shop/web"))
@@ -300,22 +314,48 @@ async def test_a_successor_of_the_same_name_inherits_nothing(cluster: FakeKubern
         assert isinstance(await node.sign("shop/web", csr_for(new_key())), Refused)
 
 
-async def test_while_the_api_server_is_away_nodes_are_served_and_enrolments_are_written_later(
-    cluster: FakeKubernetes, replica: Replica
+async def test_while_the_api_server_is_away_nodes_are_served_but_no_pod_joins_that_others_would_not_know_of(
+    cluster: FakeKubernetes, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster.put(PODS, pod("web", "10.77.0.5"))
+    monkeypatch.setattr("controller.kubernetes.register._KEPT_SECONDS", 0.2)
+    known = Enrolment("known", "shop", "web", {}, ("10.77.0.4",))
+    for name, address in (("known", "10.77.0.4"), ("web", "10.77.0.5")):
+        cluster.put(PODS, pod(name, address))
     async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
         await node.until(lambda: assigned(node), "Assign")
+        assert not isinstance(await node.enrol(known), Refused)
+        await until(lambda: home_of(replica).cluster.pods.objects["shop/known"].enrolled)
         cluster.stop()
-        assert not isinstance(await node.enrol(web("10.77.0.5")), Refused)
-        assert isinstance(await node.sign("shop/web", csr_for(new_key())), Signed)
+        refused = await node.enrol(web("10.77.0.5"))
+        assert isinstance(refused, Refused)
+        assert "does not take the annotation of pod shop/web" in refused.reason
+        await until(lambda: not replica.meshed("shop/web"))
+        await node.send(Withdraw("shop/known"))  # its sandbox is made anew, say
+        assert not isinstance(await node.enrol(known), Refused)
+        assert isinstance(await node.sign("shop/known", csr_for(new_key())), Signed)
         assert isinstance(await replica.join("head.x.y", "node-a"), Refused)
         cluster.put(PODS, pod("late", "10.77.0.6"))
         cluster.compact()
         cluster.start()
         await until(lambda: "shop/late" in replica.world.workloads)
-        await until(lambda: (cluster.get(PODS, "web", "shop") or {})["metadata"].get("annotations"))
-        assert replica.meshed("shop/web")
+        monkeypatch.undo()
+        assert not isinstance(await node.enrol(web("10.77.0.5")), Refused)
+        for name in ("known", "web"):
+            body = cluster.get(PODS, name, "shop") or {}
+            assert body["metadata"]["annotations"] == {ENROLLED: body["metadata"]["uid"]}
+            assert replica.meshed(f"shop/{name}")
+
+
+async def test_a_pod_that_is_gone_before_others_know_of_it_is_refused(
+    cluster: FakeKubernetes, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.put(PODS, pod("web", "10.77.0.5"))
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        await node.until(lambda: assigned(node), "Assign")
+        cluster.remove(PODS, "web", "shop")
+        cluster.put(PODS, pod("web", "10.77.0.5"))  # of the same name, and another
+        answer = await node.enrol(web("10.77.0.5", **{POD_UID: assigned(node).pods[0].pod}))  # type: ignore[union-attr]
+        assert isinstance(answer, Refused)
 
 
 async def test_conditions_say_whether_a_policy_is_accepted_and_in_force(

@@ -41,7 +41,7 @@ class Yard(Protocol):
     @property
     def register(self) -> Register: ...
 
-    async def reopen(self) -> None: ...
+    async def reopen(self, *, at_once: bool = False) -> None: ...
 
 
 def an_authority() -> Authority:
@@ -72,7 +72,7 @@ class PlainYard:
             changed=lambda: None,
         )
 
-    async def reopen(self) -> None:
+    async def reopen(self, *, at_once: bool = False) -> None:
         self._store.close()
         self._store = Store(self._folder)
         self.register = self._open()
@@ -121,9 +121,9 @@ class ClusterYard:
                 self.register = register
                 task_status.started()
 
-    async def reopen(self) -> None:
+    async def reopen(self, *, at_once: bool = False) -> None:
         with trio.fail_after(10):
-            while self.register._unwritten:  # noqa: ASYNC110
+            while self.register._unwritten and not at_once:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         self._life.cancel()
         await self.open()
@@ -174,6 +174,14 @@ async def test_what_is_enrolled_stays_so_after_a_restart(yard: Yard) -> None:
         "shop/far": ("node-b", FAR),
     }
     assert list(yard.register.uids("node-a")) == ["shop/a"]
+
+
+async def test_what_is_kept_needs_no_more_time(yard: Yard) -> None:
+    yard.register.enrol("node-a", A)
+    with trio.fail_after(10):
+        await yard.register.kept("node-a", "shop/a")
+    await yard.reopen(at_once=True)
+    assert set(yard.register.enrolled) == {"shop/a"}
 
 
 async def test_what_is_withdrawn_is_gone_also_after_a_restart(yard: Yard) -> None:
