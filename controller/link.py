@@ -218,7 +218,9 @@ class LinkServer:
             older.cancel()
         now = self._parts.clock()
         before = self.statuses.get(node)
-        status = NodeStatus(True, now, now, peer, hello.software[:200], signers=before.signers if before else {})
+        own = {"", *(workload.uid for workload in hello.workloads)}
+        signers = {uid: key for uid, key in before.signers.items() if uid in own} if before else {}
+        status = NodeStatus(True, now, now, peer, hello.software[:200], signers=signers)
         self.statuses[node] = status
         if shown := stream.getpeercert(binary_form=True):
             certificate = x509.load_der_x509_certificate(shown)

@@ -171,6 +171,7 @@ class Session:
                     self._nursery.start_soon(self._keep, request, workload.uid, parts.publisher.touches)
             case Withdraw(uid):
                 parts.enroller.withdraw(node, uid)
+                self._status.signers.pop(uid, None)
             case Sign(request, uid, csr):
                 try:
                     issued = parts.enroller.sign(node, uid, csr)

@@ -116,6 +116,21 @@ async def test_what_cannot_be_said_to_one_node_costs_that_node_s_connection_only
         assert isinstance(await survivor.enrol(workload("web-1", "10.77.1.2")), Enrolled | Refused)
 
 
+async def test_of_workloads_that_have_left_no_signer_is_remembered(controller: Running) -> None:
+    credential, csr = await controller.join("node-a", "shop/web"), csr_for(new_key())
+    async with connected(controller.port, credential) as node:
+        for number in (1, 2, 3):
+            await node.enrol(workload(f"web-{number}", f"10.77.1.{number}"))
+            await node.sign(f"shop/web-{number}", csr)
+        await node.send(Withdraw("shop/web-1"))
+        signers = controller.daemon.link.statuses["node-a"].signers
+        await node.sign("shop/web-2", csr)
+        assert set(signers) == {"", "shop/web-2", "shop/web-3"}
+    async with connected(controller.port, credential, workloads=(workload("web-2", "10.77.1.2"),)) as node:
+        await first_update(node)
+        assert set(controller.daemon.link.statuses["node-a"].signers) == {"", "shop/web-2"}
+
+
 async def test_tls_1_2_is_refused(controller: Running) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
