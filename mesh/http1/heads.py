@@ -56,6 +56,11 @@ class Memo(Generic[Template]):
         self._old: dict[bytes, Template] = {}
         self._room = self.ROOM // 2
 
+    @property
+    def size(self) -> int:
+        """Bytes of the heads that are kept."""
+        return sum(map(len, self._new)) + sum(map(len, self._old))
+
     def get(self, head: bytes) -> Template | None:
         """What was kept for it."""
         known = self._new.get(head)
