@@ -32,7 +32,9 @@ from controller.selector import SelectorError, parse_selector
 from controller.store import Resource, Store, Token
 from controller.telemetry import Telemetry
 from controller.tokens import TokenError, mint
+from controller.translate import ROUTES, status_entries
 from mesh.identity import Identity
+from mesh.traffic_index import age
 
 _MAX_BODY = 64 * 1024 * 1024
 _DEFAULT_TTL = 3600
@@ -122,14 +124,23 @@ class Api:
             for resource in await self._of_kind(kind.name, namespace)
             if wanted(resource.body["metadata"].get("labels") or {})
         ]
-        return [shown(resource) for resource in sorted(chosen, key=lambda r: r.key)]
+        return [self._shown(resource) for resource in sorted(chosen, key=lambda r: r.key)]
 
     async def _get(self, request: Request) -> Any:
         kind, namespace, name = key = _key(request)
         found = await self._of_kind(kind, namespace)
         if (resource := next((r for r in found if r.key == key), None)) is None:
             raise ApiError(404, f"no {kind} {name} in namespace {namespace}")
-        return shown(resource)
+        return self._shown(resource)
+
+    def _shown(self, resource: Resource) -> dict[str, Any]:
+        body = shown(resource)
+        if resource.kind in ROUTES:
+            key = f"{resource.kind}/{resource.namespace}/{resource.name}"
+            said = self.publisher.world.route_statuses.get(key, ())
+            references = dict(enumerate(body["spec"].get("parentRefs") or ()))
+            body["status"] = {"parents": status_entries(references, resource.generation, said)}
+        return body
 
     async def _of_kind(self, kind: str, namespace: str) -> list[Resource]:
         try:
@@ -189,8 +200,23 @@ class Api:
         ]
 
     async def _services(self, _request: Request) -> Any:
-        services = self.publisher.world.services
-        return [{**asdict(service), "hostname": service.hostname} for _key, service in sorted(services.items())]
+        world = self.publisher.world
+        attached: dict[str, list[str]] = {}
+        for key, route in sorted(world.routes.items()):
+            for service_key in dict.fromkeys(parent.service for parent in route.parents):
+                attached.setdefault(service_key, []).append(key)
+        holding: dict[str, str] = {}
+        for policy in sorted(world.traffic.values(), key=age):
+            holding.setdefault(policy.service, policy.key)
+        return [
+            {
+                **asdict(service),
+                "hostname": service.hostname,
+                "routes": attached.get(key, []),
+                "traffic_policy": holding.get(key, ""),
+            }
+            for key, service in sorted(world.services.items())
+        ]
 
     async def _edges(self, _request: Request) -> Any:
         live = self.telemetry.open_now()

@@ -89,16 +89,21 @@ class TrafficIndex:
         for policy in new.values():
             policies[policy.key] = policy
             mine = [*claims.get(policy.service, ()), policy]
-            claims[policy.service] = tuple(sorted(mine, key=lambda p: (p.created, p.key)))
+            claims[policy.service] = tuple(sorted(mine, key=age))
         return replace(self, policies=policies, _claims=claims)
 
 
+def age(policy: TrafficPolicy) -> tuple[int, str]:
+    """To sort by: of several policies for one service the first holds."""
+    return policy.created, policy.key
+
+
 def _by_port(service: str, routes: Mapping[str, Route], before: _ByPort) -> _ByPort:
-    def age(route: Route) -> tuple[int, str, str]:
+    def first(route: Route) -> tuple[int, str, str]:
         return route.created, f"{route.namespace}/{route.name}", route.kind
 
     stated = {key: {p.port for p in route.parents if p.service == service} for key, route in routes.items()}
-    ordered = sorted(routes.values(), key=age)
+    ordered = sorted(routes.values(), key=first)
     made: _ByPort = {}
     for port in {0}.union(*stated.values()):
         found = tuple(route for route in ordered if not stated[route.key].isdisjoint((0, port)))

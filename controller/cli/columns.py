@@ -45,6 +45,25 @@ def action(row: Row) -> str:
     return f"{dig(row, 'spec.action') or 'ALLOW'}{' (dry-run)' if dry_run else ''}"
 
 
+def parents(row: Row) -> list[str]:
+    """The Services that a route is for, `namespace/name[:port]`."""
+    return [parent(row, each) for each in dig(row, "spec.parentRefs") or [] if each.get("kind") == "Service"]
+
+
+def parent(row: Row, reference: Mapping[str, Any]) -> str:
+    """One of a route's."""
+    name = f"{reference.get('namespace') or dig(row, 'metadata.namespace')}/{reference.get('name')}"
+    port = reference.get("port") or reference.get("sectionName")
+    return f"{name}:{port}" if port else name
+
+
+def said(row: Row, kind: str) -> str:
+    """Of a route: a condition's status for all of its parents, with the first reason against it."""
+    found = [c for entry in dig(row, "status.parents") or [] for c in entry["conditions"] if c["type"] == kind]
+    bad = [c for c in found if c["status"] != "True"]
+    return f"no ({bad[0]['reason']})" if bad else "yes" if found else "-"
+
+
 NODES = (
     Column("NAME", "name"),
     Column("STATE", lambda row: "connected" if row.get("connected") else "disconnected", state=True),
@@ -124,6 +143,14 @@ _END = (
     Column("LABELS", "metadata.labels", wide=True),
 )
 _SELECTOR = Column("SELECTOR", "spec.selector.matchLabels", wide=True)
+_ROUTE = (
+    *_NAME,
+    Column("SERVICES", parents),
+    Column("RULES", _rule_count, right=True),
+    Column("ACCEPTED", lambda row: said(row, "Accepted")),
+    Column("RESOLVED", lambda row: said(row, "ResolvedRefs")),
+    *_END,
+)
 
 RESOURCES = {
     "service": (
@@ -148,5 +175,14 @@ RESOURCES = {
         *_END,
     ),
     "peerauthentication": (*_NAME, Column("MODE", "spec.mtls.mode"), _SELECTOR, *_END),
+    "httproute": _ROUTE,
+    "grpcroute": _ROUTE,
+    "trafficpolicy": (
+        *_NAME,
+        Column("SERVICE", "spec.targetRef.name"),
+        Column("BALANCING", "spec.loadBalancing.policy"),
+        Column("TIMEOUT", "spec.timeout"),
+        *_END,
+    ),
 }
 OTHER_RESOURCES = (*_NAME, *_END)

@@ -11,6 +11,7 @@ import click
 from controller.cli import columns
 from controller.cli.client import Client
 from controller.cli.completion import kinds, names
+from controller.cli.describing_traffic import PARENTS, parent_rows, policy_holds
 from controller.cli.kinds import plural, singular
 from controller.cli.resources import split_kind
 from mesh.authz.selection import applies
@@ -26,6 +27,7 @@ from mesh.present.units import age, stamp
     "meshctl describe service web -n shop",
     "meshctl describe workload web -n shop",
     "meshctl describe authorizationpolicy deny-all -n shop",
+    "meshctl describe httproute canary -n shop",
     "meshctl describe node node-a",
 )
 @click.command()
@@ -34,7 +36,7 @@ from mesh.present.units import age, stamp
 @click.option("-n", "--namespace", default="default", show_default=True)
 @click.pass_obj
 def describe(client: Client, kind: str, name: str | None, namespace: str) -> None:
-    """Show one service, workload, policy or node, and what it has to do with."""
+    """Show one service, workload, policy, route or node, and what it has to do with."""
     kind, named = split_kind(kind, (name,) if name else ())
     if not named:
         raise click.UsageError("name what to describe: KIND NAME")
@@ -86,6 +88,9 @@ def _service(client: Client, namespace: str, name: str) -> list[str]:
         ("Addresses", plain(service.get("addresses"))),
         ("Ports", plain(mesh_columns.port_names(service))),
     ]
+    for title, field in (("Routes", "routes"), ("Traffic policy", "traffic_policy")):
+        if service.get(field):
+            pairs.append((title, plain(service[field])))
     concerned = [workloads[uid] for uid in sorted(behind) if uid in workloads]
     return [
         fields(pairs),
@@ -150,10 +155,18 @@ def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
         ("Created", plain(metadata.get("creationTimestamp"))),
         ("Generation", plain(metadata.get("generation"))),
     ]
+    if resource.get("kind") == "TrafficPolicy":
+        pairs.append(("Holds for", policy_holds(client, resource)))
+    spec = "Spec:\n" + "".join(f"  {line}\n" for line in structured(resource.get("spec"), Output.YAML).splitlines())
+    if resource.get("kind") in ("HTTPRoute", "GRPCRoute"):
+        attached = _section("Services", parent_rows(resource), PARENTS)
+        return [fields(pairs), spec, attached or "Services: none; the mesh leaves it alone\n"]
+    if resource.get("kind") not in _SELECTING:
+        return [fields(pairs), spec]
     concerned = [row for row in _items(client, "/v1/workloads") if row.get("meshed") and _applies(resource, row)]
     return [
         fields(pairs),
-        "Spec:\n" + "".join(f"  {line}\n" for line in structured(resource.get("spec"), Output.YAML).splitlines()),
+        spec,
         _section("Applies to", concerned, columns.WORKLOADS) or "Applies to: no workload in the mesh\n",
     ]
 
@@ -191,6 +204,8 @@ def _sides(row: Row) -> list[str]:
 def _effect(row: Row) -> Any:
     return dig(row, "spec.mtls.mode") or columns.action(row)
 
+
+_SELECTING = ("AuthorizationPolicy", "PeerAuthentication")
 
 _ENDPOINTS = (
     Column("ADDRESS", "address"),

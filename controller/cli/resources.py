@@ -9,7 +9,7 @@ import click
 from controller.cli import columns, manifests
 from controller.cli.client import Client
 from controller.cli.completion import kinds, names
-from controller.cli.kinds import plural, singular
+from controller.cli.kinds import PLURALS, plural, singular
 from controller.cli.terminal import show
 from mesh.present.failure import Failure, Rejected
 from mesh.present.options import examples, output_options
@@ -74,7 +74,7 @@ def delete(
 def split_kind(kind: str | None, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Understand `KIND NAME` and `KIND/NAME` alike."""
     if not kind:
-        raise click.UsageError("which kind? services, workloads, authorizationpolicies or peerauthentications")
+        raise click.UsageError(f"which kind? {', '.join(PLURALS.values())}")
     kind, slash, name = kind.partition("/")
     return kind, ((name, *names) if slash else names)
 
@@ -126,8 +126,9 @@ def get(
 ) -> None:
     """List stored resources, or show one.
 
-    Kinds: services (svc), workloads (wl), authorizationpolicies (ap), peerauthentications (pa). What nodes enrolled at
-    run time is in `meshctl workloads`, not here.
+    Kinds: services (svc), workloads (wl), authorizationpolicies (ap), peerauthentications (pa), httproutes (hr),
+    grpcroutes (gr), referencegrants (refgrant), trafficpolicies (tp). What nodes enrolled at run time is in `meshctl
+    workloads`, not here.
     """
     if kind.lower() in _NOT_STORED:
         raise click.UsageError(f"{kind} are not stored resources: `meshctl {kind}` lists them")

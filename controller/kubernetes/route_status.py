@@ -7,7 +7,7 @@ for the version that was read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn
@@ -18,10 +18,9 @@ from controller.kubernetes.client import Client, ClusterError, Json, Refused
 from controller.kubernetes.cluster import Cluster
 from controller.kubernetes.routes import DeclaredRoute
 from controller.publish import Publisher
-from controller.translate import CONTROLLER, Condition, ParentStatus
+from controller.translate import CONTROLLER, Condition, ParentStatus, status_entries, status_entry
 
 _log = logging.getLogger(__name__)
-_MAX_MESSAGE = 1024
 _AGAIN_SECONDS = 1.0
 
 
@@ -91,31 +90,9 @@ async def _first(wait: Callable[[], Any], scope: trio.CancelScope) -> None:
 
 def _wanted(route: DeclaredRoute, said: tuple[ParentStatus, ...]) -> list[Json]:
     if route.problem:
-        accepted = Condition(False, "UnsupportedValue", route.problem[:_MAX_MESSAGE])
-        return [_entry(route, reference, {"Accepted": accepted}) for _index, reference in route.references]
-    references = dict(route.references)
-    return [
-        _entry(route, references[status.index], {"Accepted": status.accepted, "ResolvedRefs": status.resolved})
-        for status in said
-        if status.index in references
-    ]
-
-
-def _entry(route: DeclaredRoute, reference: Json, conditions: Mapping[str, Condition]) -> Json:
-    return {
-        "parentRef": reference,
-        "controllerName": CONTROLLER,
-        "conditions": [
-            {
-                "type": kind,
-                "status": str(condition.true),
-                "reason": condition.reason,
-                "message": condition.message[:_MAX_MESSAGE],
-                "observedGeneration": route.generation,
-            }
-            for kind, condition in conditions.items()
-        ],
-    }
+        accepted = {"Accepted": Condition(False, "UnsupportedValue", route.problem)}
+        return [status_entry(reference, route.generation, accepted) for _index, reference in route.references]
+    return status_entries(dict(route.references), route.generation, said)
 
 
 def _said(entry: Json) -> Any:

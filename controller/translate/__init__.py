@@ -1,6 +1,15 @@
 """Resources to what the mesh's nodes are told."""
 
-from controller.translate.gateway import CONTROLLER, ROUTES, Condition, Gateway, ParentStatus, is_ours
+from controller.translate.gateway import (
+    CONTROLLER,
+    ROUTES,
+    Condition,
+    Gateway,
+    ParentStatus,
+    is_ours,
+    status_entries,
+    status_entry,
+)
 from controller.translate.security import peer_auth, policy
 from controller.translate.world import TrafficTranslator, World, world
 
@@ -15,5 +24,7 @@ __all__ = [
     "is_ours",
     "peer_auth",
     "policy",
+    "status_entries",
+    "status_entry",
     "world",
 ]

@@ -21,6 +21,7 @@ CONTROLLER = "nodemesh.dev/controller"
 """`status.parents[].controllerName`."""
 ROUTES = ("HTTPRoute", "GRPCRoute")
 _GROUP = "gateway.networking.k8s.io"
+_MAX_MESSAGE = 1024
 _SHOWN = 4
 """Faults that a message names."""
 
@@ -43,6 +44,35 @@ class ParentStatus:
     resolved: Condition
     parent: Parent | None = None
     """What the route is attached to, if it is."""
+
+
+def status_entry(reference: Json, generation: int, conditions: Mapping[str, Condition]) -> dict[str, Any]:
+    """One of `status.parents`, times left out; `conditions` are by type."""
+    return {
+        "parentRef": reference,
+        "controllerName": CONTROLLER,
+        "conditions": [
+            {
+                "type": kind,
+                "status": str(condition.true),
+                "reason": condition.reason,
+                "message": condition.message[:_MAX_MESSAGE],
+                "observedGeneration": generation,
+            }
+            for kind, condition in conditions.items()
+        ],
+    }
+
+
+def status_entries(
+    references: Mapping[int, Json], generation: int, statuses: Iterable[ParentStatus]
+) -> list[dict[str, Any]]:
+    """All of the mesh's own of `status.parents`; `references` are those of `spec.parentRefs` by their places."""
+    return [
+        status_entry(references[s.index], generation, {"Accepted": s.accepted, "ResolvedRefs": s.resolved})
+        for s in statuses
+        if s.index in references
+    ]
 
 
 @dataclass(frozen=True, slots=True)
