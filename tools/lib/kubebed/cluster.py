@@ -16,7 +16,7 @@ from typing import Any
 
 from kubebed import machine, network, pki, spec
 from kubebed.cache import Parts
-from kubebed.control import ControlPlane
+from kubebed.control import SILENCE_SECONDS, ControlPlane
 from kubebed.errors import KubebedError
 from kubebed.node import CGROUP, Host, remove_cgroups
 from kubebed.spec import CONTROL, DISKS, RUN, Spec
@@ -102,7 +102,7 @@ class Cluster:
 
     # Making it.
 
-    def up(self) -> None:
+    def up(self, silence_seconds: int = SILENCE_SECONDS) -> None:
         """Make it and wait until its nodes are Ready. Raises whatever was in the way, half-made."""
         self.folder.mkdir(parents=True)
         run(["mount", "-t", "tmpfs", "-o", "mode=0700", "nodemesh-kubebed", str(self.folder)])
@@ -111,7 +111,7 @@ class Cluster:
         with step("starting the control plane"):
             network.create(self.spec)
             pki.create(self.folder / "pki", self.spec)
-            self.control.start()
+            self.control.start(silence_seconds)
         with step(f"starting {', '.join(self.hosts)}"):
             for host in self.hosts.values():
                 network.connect(self.spec, host.node)
@@ -177,15 +177,18 @@ def without_proxies() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key.lower() not in proxies}
 
 
-def make(name: str, nodes: int, parts: Parts) -> Cluster:
-    """Make a cluster and wait until it is ready; removed again if that fails. Raises `KubebedError`."""
+def make(name: str, nodes: int, parts: Parts, silence_seconds: int = SILENCE_SECONDS) -> Cluster:
+    """Make a cluster and wait until it is ready; removed again if that fails. Raises `KubebedError`.
+
+    A node is NotReady when nothing was heard of it for `silence_seconds`.
+    """
     with BEDS.claim(name):
         spec.make(name, 1, nodes)
         if name in names():
             raise KubebedError(f"cluster {name} is up already; remove it with: tools/kubebed -n {name} down")
         try:
             cluster = Cluster(spec.make(name, network.reserve(name), nodes), parts)
-            cluster.up()
+            cluster.up(silence_seconds)
         except BaseException:
             _remove(name)
             raise
