@@ -1,7 +1,9 @@
 """Paths as Istio's `pathNormalization` has them, so that one resource has one name before a rule is matched.
 
-What Envoy does with `normalize_path` and `merge_slashes`, and Istio with escaped slashes
-(https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization-NormalizationType).
+What Envoy does with `normalize_path`, `merge_slashes` and `path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD`
+(https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization-NormalizationType),
+and differs in two things, where Envoy leaves a way round rules. A broken escape is refused: undoing the good one in
+`%2%46` would make an escaped slash. A path of slashes only becomes `/` when slashes are merged; Envoy makes it `//`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 import enum
 import re
 
+_ALLOWED = bytes(set(range(33, 127)) - {ord("#")})
+_PLAIN = bytes(set(_ALLOWED) - set(b'%\\"<>^`{|}'))
+_ESCAPED = re.compile(rb"[\"<>^`{|}]")
 _SLASH = re.compile(rb"%(?:2[Ff]|5[Cc])")
 _SLASHES = re.compile(rb"//+")
 _BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
@@ -20,46 +25,56 @@ class Normalization(enum.Enum):
 
     NONE = "NONE"
     BASE = "BASE"
+    """RFC 3986 section 6.2.2: escapes of letters, digits and `-._~` undone, no `.` and `..`; and `\\` is `/`."""
     MERGE_SLASHES = "MERGE_SLASHES"
     DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
+    """Also `%2f` and `%5c` are `/`."""
 
 
 def normalise(path: bytes, mode: Normalization) -> bytes:
-    """A request's path and query (or `*`), the path normalised; raises `ValueError` for one that must be refused."""
-    path, mark, query = path.partition(b"?")
-    if path == b"*" or mode is Normalization.NONE:
-        return path + mark + query
-    if mode is Normalization.DECODE_AND_MERGE_SLASHES and b"%" in path:
-        path = _SLASH.sub(b"/", path)
-    if b"%" in path:
-        path = _unescape(path)
-    path = path.replace(b"\\", b"/")
-    if not path.startswith(b"/"):
+    """A request's path and query (or `*`), the path normalised; raises `ValueError` for one that must be refused.
+
+    Refused are, whatever the mode, bytes that may not stand in a target, and a path that does not begin with `/`; but
+    for NONE, broken escapes and `%00`.
+    """
+    if path.translate(None, _ALLOWED):
+        raise ValueError("a character that may not stand in a path")
+    if path == b"*":
+        return path
+    if path[:1] != b"/":
         raise ValueError("a path that does not begin with /")
+    if mode is Normalization.NONE:
+        return path
+    path, mark, query = path.partition(b"?")
+    if path.translate(None, _PLAIN):
+        path = _plain(path, mode is Normalization.DECODE_AND_MERGE_SLASHES)
     if b"/." in path:
         path = _without_dots(path)
-    if mode is not Normalization.BASE and b"//" in path:
+    if b"//" in path and mode is not Normalization.BASE:
         path = _SLASHES.sub(b"/", path)
     return path + mark + query
 
 
-def _unescape(path: bytes) -> bytes:
-    """Escapes of what needs none are undone, so that `%2e` is a dot; the others stay as they are."""
-    if _BROKEN.search(path):
-        raise ValueError("a broken escape in a path")
-    return _UNRESERVED.sub(lambda match: bytes((int(match[1], 16),)), path)
+def _plain(path: bytes, decode: bool) -> bytes:
+    """One way to write each character."""
+    if b"%" in path:
+        if _BROKEN.search(path):
+            raise ValueError("a broken escape in a path")
+        if decode:
+            path = _SLASH.sub(b"/", path)
+        path = _UNRESERVED.sub(lambda match: bytes((int(match[1], 16),)), path)
+    return _ESCAPED.sub(lambda match: b"%%%02X" % match[0][0], path.replace(b"\\", b"/"))
 
 
 def _without_dots(path: bytes) -> bytes:
     """RFC 3986 section 5.2.4."""
     kept: list[bytes] = []
-    last = b""
-    for last in path[1:].split(b"/"):
-        if last == b"..":
-            if kept:
-                kept.pop()
-        elif last != b".":
-            kept.append(last)
-    if last in (b".", b".."):
+    segments = path[1:].split(b"/")
+    for segment in segments:
+        if segment == b"..":
+            del kept[-1:]
+        elif segment != b".":
+            kept.append(segment)
+    if segments[-1] in (b".", b".."):
         kept.append(b"")
     return b"/" + b"/".join(kept)
