@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass
 from typing import NamedTuple, final
 
-from mesh.authz.matching import Facts, Test, compile_rule, reads_source_address
+from mesh.authz.matching import Facts, Test, compile_rule, reads_requests, reads_source_address
 from mesh.authz.selection import Mtls, applying, effective_mtls
 from mesh.cidr import parse_address
 from mesh.identity import Identity
+from mesh.message import Request
 from mesh.model import Action, MtlsMode, PeerAuth, Policy
 
 _MEMO = 1024
@@ -105,8 +106,9 @@ class Authorizer:
         self._allow: list[_Compiled] = []
         self._dry_deny: list[_Compiled] = []
         self._dry_allow: list[_Compiled] = []
-        self._by_source = False
+        self._by_source = self._reads_requests = False
         for policy in policies:
+            self._reads_requests |= reads_requests(policy)
             self._by_source |= reads_source_address(policy)
             if policy.action is Action.DENY:
                 kind = self._dry_deny if policy.dry_run else self._deny
@@ -134,6 +136,15 @@ class Authorizer:
     def mtls_mode(self, port: int) -> MtlsMode:
         """The mutual-TLS mode of a target port; never UNSET."""
         return self._mtls.at(port)[0]
+
+    @property
+    def reads_requests(self) -> bool:
+        """Whether a policy asks for what only a request can answer: then connections that may be HTTP are read."""
+        return self._reads_requests
+
+    def check_request(self, peer: Peer, request: Request) -> Permit | Denial:
+        """Decide on a request. Raises `ValueError` if an address in `peer` is not one."""
+        return self.check(peer)
 
     def check(self, peer: Peer) -> Permit | Denial:
         """Decide. Raises `ValueError` if an address in `peer` is not one."""

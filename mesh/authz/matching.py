@@ -113,6 +113,16 @@ def _any(tests: list[Test]) -> Test:
     return some
 
 
+def reads_requests(policy: Policy) -> bool:
+    """Whether a request can make a difference to `policy` that its connection does not make."""
+    return any(
+        any(source.http_clauses for source in rule.sources)
+        or any(operation.http_clauses for operation in rule.operations)
+        or any(condition.key not in _CONDITIONS for condition in rule.conditions)
+        for rule in policy.rules
+    )
+
+
 def reads_source_address(policy: Policy) -> bool:
     """Whether the peer's address can make a difference to `policy`."""
     return any(

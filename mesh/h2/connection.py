@@ -79,6 +79,15 @@ class Stream:
         self.answered = 0
         """The `Connection.receive` before or in which a response head was sent, counted from 1; 0 for none yet."""
 
+    def take_over(self, other: Stream) -> None:
+        """Be the owner of a live stream from now on, in the place of `other`."""
+        for name in Stream.__slots__:
+            setattr(self, name, getattr(other, name))
+        connection = self.connection
+        connection.streams[self.stream_id] = self
+        if connection._data_stream is other:
+            connection._data_stream = self
+
     def on_headers(self, fields: Fields, end: bool) -> None:
         """A request or response head; `end` if nothing follows (`on_end` is not called then)."""
 
@@ -302,8 +311,8 @@ class Connection:
                 taken = stream.on_data(view[at : at + length])
                 at += length
                 if flags & f.END_STREAM:
-                    if streams.get(stream_id) is stream:  # `on_data` may have reset it
-                        self._remote_end(stream)
+                    if (live := streams.get(stream_id)) is not None:  # `on_data` may have reset it
+                        self._remote_end(live)
                 elif taken:
                     # `delivered`, in line for what fits a small window's first half
                     stream.undelivered += taken
@@ -350,8 +359,8 @@ class Connection:
             self.delivered(stream, taken)
         if not self._data_left:
             self._data_stream = None
-            if last and self.streams.get(stream.stream_id) is stream:
-                self._remote_end(stream)
+            if last and (current := self.streams.get(stream.stream_id)) is not None:
+                self._remote_end(current)
         return used
 
     def _unusual_data(self, buffer: bytearray, at: int, end: int, length: int, flags: int, stream_id: int) -> int:

@@ -8,12 +8,15 @@ from collections import Counter
 
 from mesh import hbone
 from mesh.authz import Denial, Peer
+from mesh.detect import FIRST_BYTES, HTTP1, speaks
 from mesh.h2.connection import Stream
 from mesh.h2.frames import ErrorCode
 from mesh.h2.headers import Fields
 from mesh.model import PROXY_PORTS, Party
 from noded.data import tls
 from noded.data.dial import Dialler
+from noded.data.http.detection import LOOK_SECONDS
+from noded.data.http.proxy import HttpProxy
 from noded.data.node import LocalWorkload, Node
 from noded.data.sockets import canonical
 from noded.data.stream_relay import StreamRelay
@@ -33,8 +36,8 @@ log = logging.getLogger(__name__)
 class Inbound:
     """The inbound side of this worker; the `Keeper` of the tunnels that others open."""
 
-    def __init__(self, node: Node, dialler: Dialler) -> None:
-        self.node, self.dialler = node, dialler
+    def __init__(self, node: Node, dialler: Dialler, http: HttpProxy) -> None:
+        self.node, self.dialler, self.http = node, dialler, http
         self._locals: dict[Tunnel, LocalWorkload] = {}
 
     def accepted(self, local: LocalWorkload, sock: socket.socket, peer: tuple[str, int]) -> None:
@@ -121,7 +124,7 @@ def _less(counts: Counter[str], address: str) -> None:
 class InboundStream(StreamRelay):
     """A connection that arrived in a tunnel."""
 
-    __slots__ = ("_inbound", "_local", "_requested")
+    __slots__ = ("_answered", "_inbound", "_local", "_looking", "_requested")
 
     def __init__(self, inbound: Inbound, local: LocalWorkload, tunnel: Tunnel) -> None:
         flow = Flow(inbound.node.tracker, local.uid, "inbound", tunnel.peer_address, 0)
@@ -130,7 +133,7 @@ class InboundStream(StreamRelay):
         self.tunnel = tunnel
         flow.carrier = self
         flow.identity, flow.peer_identity = local.identity, tunnel.peer
-        self._requested = False
+        self._requested = self._answered = self._looking = False
 
     def on_headers(self, fields: Fields, end: bool) -> None:
         """The request."""
@@ -173,6 +176,41 @@ class InboundStream(StreamRelay):
         if self.closed:
             return
         flow = self.flow
+        if self._inbound.http.reads(self._local, flow.target, flow.target_port):
+            self._look()
+        else:
+            self._let_in()
+
+    def _look(self) -> None:
+        """The policies want to see requests: say yes for now, and see what comes."""
+        self._answered = self._looking = True
+        self.connection.send_headers(self, hbone.OK)
+        self.engine.mark(self.tunnel)
+        http, flow = self._inbound.http, self.flow
+        if not http.node.snapshot.protocol_at(flow.target, flow.target_port):
+            http.timers.after(LOOK_SECONDS, self._seen_opaque)
+
+    def _see(self) -> None:
+        assert self._pending is not None
+        found = speaks(bytes(self._pending[:FIRST_BYTES]))
+        if found == HTTP1:
+            self._looking = False
+            self.closed = True  # as a relay; its flow goes on
+            first, self._pending = bytes(self._pending), None
+            self._inbound.http.inbound(self._local, self.flow).within(self, self.tunnel, first)
+        elif found:
+            self._seen_opaque()
+
+    def _seen_opaque(self) -> None:
+        if self._looking:
+            self._looking = False
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Decide on the connection as bytes that mean nothing to us."""
+        if self.closed:
+            return
+        flow = self.flow
         verdict = self._local.authorizer.check(Peer(self.tunnel.peer, flow.client, flow.target, flow.target_port))
         flow.decided(verdict)
         if isinstance(verdict, Denial):
@@ -190,8 +228,9 @@ class InboundStream(StreamRelay):
             self.refuse(hbone.UNAVAILABLE, "UF", why)
         else:
             self.flow.establish()
-            self.connection.send_headers(self, hbone.OK)
-            self.engine.mark(self.tunnel)
+            if not self._answered:
+                self.connection.send_headers(self, hbone.OK)
+                self.engine.mark(self.tunnel)
             self.join(sock)
 
     def on_data(self, data: memoryview) -> int:
@@ -200,6 +239,8 @@ class InboundStream(StreamRelay):
             if self._pending is None:
                 self._pending = bytearray()
             self._pending += data
+            if self._looking:
+                self._see()
             return 0
         return super().on_data(data)
 
@@ -207,6 +248,7 @@ class InboundStream(StreamRelay):
         """The client has sent all it will."""
         if self.sock is None:
             self._half_closed = True
+            self._seen_opaque()
         else:
             super().on_end()
 
@@ -225,7 +267,10 @@ class InboundStream(StreamRelay):
         if self.closed:
             return
         self.closed = True
-        self.connection.send_headers(self, block, end=True)
+        if self._answered:
+            self.connection.reset(self, ErrorCode.CONNECT_ERROR)
+        else:
+            self.connection.send_headers(self, block, end=True)
         if self.connection.streams.get(self.stream_id) is self:
             self.connection.reset(self, ErrorCode.NO_ERROR)
         self.engine.mark(self.tunnel)

@@ -137,6 +137,9 @@ class Node:
         for flow in self.tracker.of(local.uid):
             if flow.direction == "outbound" or flow.carrier is None or not flow.target:
                 continue
+            if flow.requests is not None:
+                flow.requests.recheck()
+                continue
             verdict = local.authorizer.check(Peer(flow.peer_identity, flow.client, flow.target, flow.target_port))
             flow.decided(verdict)
             if isinstance(verdict, Denial):

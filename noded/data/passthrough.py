@@ -7,6 +7,7 @@ import socket
 from mesh.authz import Denial, Peer
 from mesh.model import PROXY_PORTS, Party
 from noded.data.dial import Dialler
+from noded.data.http.proxy import HttpProxy
 from noded.data.node import LocalWorkload, Node
 from noded.data.socket_relay import Waiting
 from noded.data.sockets import canonical
@@ -16,8 +17,8 @@ from noded.data.tracker import UNKNOWN, Flow
 class Passthrough:
     """The inbound side of this worker for what comes in no tunnel."""
 
-    def __init__(self, node: Node, dialler: Dialler) -> None:
-        self._node, self._dialler = node, dialler
+    def __init__(self, node: Node, dialler: Dialler, http: HttpProxy) -> None:
+        self._node, self._dialler, self._http = node, dialler, http
 
     def accepted(self, local: LocalWorkload, client: socket.socket, peer: tuple[str, int]) -> None:
         """A captured connection from outside the mesh, or from a mesh that does not know yet that this is in it."""
@@ -53,6 +54,13 @@ class Passthrough:
 
     def _go(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
         flow.parties(self._source(flow.client), local.party, "", "none")
+        if self._http.reads(local, flow.target, flow.target_port):
+            self._http.look(local, flow, client, self._let_in)
+        else:
+            self._let_in(local, flow, client)
+
+    def _let_in(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
+        """Decide on the connection as bytes that mean nothing to us."""
         verdict = local.authorizer.check(Peer(None, flow.client, flow.destination, flow.port))
         flow.decided(verdict)
         if isinstance(verdict, Denial):

@@ -30,6 +30,13 @@ class Carrier(Protocol):
         """Reset both sides now and finish the flow."""
 
 
+class Requests(Protocol):
+    """Who reads requests out of a connection."""
+
+    def recheck(self) -> None:
+        """The policies changed: break off what they do not permit any more."""
+
+
 class Flow:
     """One connection, from capture to its log line. `finish` is called exactly once, by whoever carries it then."""
 
@@ -51,7 +58,7 @@ class Flow:
         "peer_identity",
         "policy",
         "port",
-        "quiet",
+        "requests",
         "security",
         "service",
         "started",
@@ -84,8 +91,8 @@ class Flow:
         self.state = "connecting"
         self.started = time.time()
         self.opened = self.finished = False
-        self.quiet = False
-        """It carries requests, which are counted and logged one by one: the connection is not."""
+        self.requests: Requests | None = None
+        """If it carries requests: they are counted and logged one by one, and the connection is not."""
         self._counted = (0, 0)
         self.number = tracker.register(self)
 
@@ -93,6 +100,11 @@ class Flow:
         """Whose edge this is; before `establish`."""
         self._source_party, self._destination_party = source, destination
         self.service, self.security = service, security
+
+    @property
+    def sides(self) -> tuple[Party, Party, str, str]:
+        """Source, destination, service and security, as `parties` had them."""
+        return self._source_party, self._destination_party, self.service, self.security
 
     def decided(self, verdict: Permit | Denial) -> None:
         """Note what the policies said."""
@@ -102,7 +114,7 @@ class Flow:
         """The far side is connected; bytes may flow."""
         self.opened = True
         self.state = "open"
-        if not self.quiet:
+        if self.requests is None:
             self._tally("-").opened += 1
 
     def finish(self, flags: str = "-", reason: str = "") -> None:
@@ -112,7 +124,7 @@ class Flow:
         self.finished = True
         self.state = "closed"
         received, sent = self.count_bytes()
-        if not self.quiet:
+        if self.requests is None:
             tally = self._tally(flags)
             if flags == "RBAC":
                 tally.denied += 1
@@ -125,7 +137,7 @@ class Flow:
 
     def count_bytes(self) -> tuple[int, int]:
         """Add to the edge what was carried since last asked; return the totals."""
-        if self.carrier is None or self.quiet:
+        if self.carrier is None or self.requests is not None:
             return 0, 0
         received, sent = now = self.carrier.counts()
         if now != self._counted:
@@ -224,7 +236,7 @@ class Tracker:
         self._flows.pop(flow.number, None)
         if flow.direction == "passthrough":
             self.source_ports.release(flow.client_port)
-        if not self.logging or flow.quiet:
+        if not self.logging or flow.requests is not None:
             return
         now = time.time()
         line: dict[str, Any] = {

@@ -55,8 +55,8 @@ class Worker:
         self.timers = Timers(self.engine)
         self.http = HttpProxy(self.node, self.pool, self.dialler, self.timers)
         self.outbound = Outbound(self.node, self.pool, self.dialler, self.http)
-        self.inbound = Inbound(self.node, self.dialler)
-        self.passthrough = Passthrough(self.node, self.dialler)
+        self.inbound = Inbound(self.node, self.dialler, self.http)
+        self.passthrough = Passthrough(self.node, self.dialler, self.http)
         self._listeners: dict[str, list[Listener]] = {}
 
     async def run(self) -> None:

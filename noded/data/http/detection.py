@@ -10,7 +10,7 @@ from noded.data.engine import Engine
 from noded.data.timers import Timers
 from noded.data.tracker import Flow
 
-_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 """How long a client may keep silent on a port that declares nothing, before it is taken for one that waits for the
 server to speak first."""
 
@@ -31,7 +31,7 @@ class Detection:
         self._engine, self._flow, self._sock, self._done = engine, flow, sock, done
         self._over = False
         flow.carrier = self
-        self._timer = timers.after(_SECONDS, lambda: self._found(OPAQUE)) if bounded else None
+        self._timer = timers.after(LOOK_SECONDS, lambda: self._found(OPAQUE)) if bounded else None
         engine.add(sock.fileno(), self.on_socket)
 
     def on_socket(self, _mask: int) -> None:

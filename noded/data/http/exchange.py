@@ -68,6 +68,9 @@ class Exchange:
         """Decide what becomes of the request."""
         raise NotImplementedError
 
+    def recheck(self) -> None:
+        """Policies changed."""
+
     # -- the client ---------------------------------------------------------------------------------------------------
 
     def on_body(self, data: bytes) -> None:

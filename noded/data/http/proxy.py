@@ -11,6 +11,7 @@ from mesh.snapshot import Vip
 from noded.data.dial import Dialler
 from noded.data.http.destinations import Destinations
 from noded.data.http.detection import Detection
+from noded.data.http.inbound import InboundSession
 from noded.data.http.seen import Seen
 from noded.data.http.session import OutboundSession, Session
 from noded.data.http.upstreams import Upstreams
@@ -28,7 +29,7 @@ class HttpProxy:
     """Made once a worker."""
 
     def __init__(self, node: Node, pool: Pool, dialler: Dialler, timers: Timers) -> None:
-        self.node, self.timers = node, timers
+        self.node, self.dialler, self.timers = node, dialler, timers
         self.upstreams = Upstreams(node, pool, dialler)
         self.destinations = Destinations(node)
         self.seen = Seen(node)
@@ -57,6 +58,28 @@ class HttpProxy:
                 opaque(local, flow, client)
 
         Detection(self.node.engine, self.timers, flow, client, detected, bounded=not protocol(port))
+
+    def inbound(self, local: LocalWorkload, flow: Flow) -> InboundSession:
+        """A connection to a local workload that carries requests; what it comes over is the caller's to say."""
+        return InboundSession(self, local, flow)
+
+    def look(self, local: LocalWorkload, flow: Flow, client: socket.socket, opaque: Opaque) -> None:
+        """Read a connection in plaintext to a local workload as HTTP; if it is something else, hand it to `opaque`."""
+
+        def detected(speaks: str) -> None:
+            if flow.finished:
+                return
+            if speaks == HTTP1:
+                self.inbound(local, flow).over(client)
+            else:
+                opaque(local, flow, client)
+
+        declared = self.node.snapshot.protocol_at(flow.target, flow.target_port)
+        Detection(self.node.engine, self.timers, flow, client, detected, bounded=not declared)
+
+    def reads(self, local: LocalWorkload, address: str, port: int) -> bool:
+        """Whether connections to this port of a local workload may be HTTP, and its policies want to know."""
+        return local.authorizer.reads_requests and self.node.snapshot.protocol_at(address, port) != "tcp"
 
     def tick(self) -> None:
         """Call every 5 s."""

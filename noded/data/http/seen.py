@@ -16,6 +16,7 @@ from noded.data.tracker import UNKNOWN
 if TYPE_CHECKING:
     from mesh.balance import Host
     from noded.data.http.exchange import Exchange
+    from noded.data.http.inbound import InboundExchange, InboundSession
     from noded.data.http.outbound import OutboundExchange
     from noded.data.http.session import OutboundSession, Session
 
@@ -65,6 +66,17 @@ class Seen:
             edge = self._edges[key] = self._edge(session, service.hostname if service else "", host)
         self._count(edge, exchange)
         self._log(session, exchange, edge, f"{host.address}:{host.port}" if host else "")
+
+    def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
+        """Somebody's request of a local workload is over."""
+        flow = session.flow
+        key = flow.uid, f"{flow.client} {flow.peer_identity}", None
+        edge = self._edges.get(key)
+        if edge is None:
+            source, destination, service, security = flow.sides
+            edge = self._edges[key] = RequestEdge(False, source, destination, service, security)
+        self._count(edge, exchange)
+        self._log(session, exchange, edge, format_address(flow.target, flow.target_port))
 
     def refused(self, session: Session, error: BadMessage) -> None:
         """A client sent what is no request."""

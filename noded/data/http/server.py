@@ -324,6 +324,11 @@ class Http1Server:
         if exchange is not None:
             exchange.on_gone(reason, flags)
 
+    def recheck(self) -> None:
+        """Policies changed."""
+        if self._exchange is not None:
+            self._exchange.recheck()
+
     def drain(self) -> None:
         """Close after the answer under way, or now."""
         self._close = True

@@ -5,17 +5,19 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from mesh.h2.connection import Stream
 from mesh.http1 import BadMessage
 from mesh.message import Request
 from noded.data.http.outbound import OutboundExchange
 from noded.data.http.server import Http1Server, Responder
-from noded.data.http.transport import SocketTransport, Transport
+from noded.data.http.transport import SocketTransport, StreamTransport, Transport
 from noded.data.node import LocalWorkload
 from noded.data.tracker import Flow
 
 if TYPE_CHECKING:
     from noded.data.http.exchange import Exchange
     from noded.data.http.proxy import HttpProxy
+    from noded.data.tunnel import Tunnel
 
 
 class Session:
@@ -26,13 +28,19 @@ class Session:
         self.server = Http1Server(self.exchange, self._refused, self._ended)
         self.transport: Transport
         flow.carrier = self
-        flow.quiet = True
+        flow.requests = self
         flow.establish()
         proxy.sessions.add(self)
 
     def over(self, sock: socket.socket) -> None:
         """Serve the client at the other end of this socket."""
         self.server.transport = self.transport = SocketTransport(self.proxy.node.engine, self.server, sock)
+
+    def within(self, stream: Stream, tunnel: Tunnel, first: bytes) -> None:
+        """Serve the client at the other end of a tunnel's stream; these bytes of it were read, but not credited."""
+        transport = StreamTransport(self.proxy.node.engine, self.server)
+        self.server.transport = self.transport = transport
+        transport.adopt(stream, tunnel, first)
 
     def exchange(self, responder: Responder, request: Request) -> Exchange:
         """See `server.Begin`."""
@@ -42,8 +50,15 @@ class Session:
         self.proxy.node.tracker.count("bad_requests")
         self.proxy.seen.refused(self, error)
 
+    def ended(self) -> None:
+        """The client's connection is over."""
+
+    def recheck(self) -> None:
+        """The policies of the local workload changed."""
+
     def _ended(self, flags: str, reason: str) -> None:
         self.proxy.sessions.discard(self)
+        self.ended()
         self.flow.finish(flags, reason)
 
     def tick(self) -> None:
@@ -58,6 +73,7 @@ class Session:
         """As `Carrier` has it."""
         self.proxy.sessions.discard(self)
         self.server.stop(reason, flags)
+        self.ended()
         self.flow.finish(flags, reason)
 
 

@@ -334,6 +334,15 @@ class StreamTransport(Stream):
         """As `Transport` has it."""
         return self._full
 
+    def adopt(self, stream: Stream, tunnel: Tunnel, first: bytes) -> None:
+        """Take a live stream over from its owner, with the bytes that it has kept."""
+        self.take_over(stream)
+        self.tunnel, self.established = tunnel, True
+        self._kept += first
+        self.received = len(first)
+        self._held = True
+        self.release()
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:

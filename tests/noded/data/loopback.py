@@ -24,11 +24,13 @@ from mesh.sync import Update
 from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
+from noded.data.http.proxy import HttpProxy
 from noded.data.inbound import Inbound
 from noded.data.node import LocalWorkload, Node
 from noded.data.outbound import OutboundStream
 from noded.data.pool import Pool
 from noded.data.sockets import tune
+from noded.data.timers import Timers
 from noded.data.tracker import Flow
 from noded.data.tunnel import Tunnel
 from noded.link import Certificate, Configure
@@ -170,7 +172,8 @@ class Mesh:
         self.publish()
         self.pool = Pool(self.client.node)
         self.dialler = Dialler(self.engine, self.ports, 5.0)
-        self.inbound = Inbound(self.web.node, self.dialler)
+        http = HttpProxy(self.web.node, self.pool, self.dialler, Timers(self.engine))
+        self.inbound = Inbound(self.web.node, self.dialler, http)
         self.listener: Listener | None = None
         self.open: list[socket.socket] = []
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from mesh.model import Endpoint, Service, ServicePort
+from mesh.model import Action, Endpoint, Operation, Policy, Rule, Service, ServicePort
 from mesh.traffic import Backend, Compare, Parent, Retry, Route, RouteMatch, RouteRule
 from tests.noded.data.lab import Lab, Pod, lab, read_all, server
 
@@ -191,3 +192,47 @@ async def test_what_speaks_no_http_on_an_undeclared_port_stays_as_it_is(pair: tu
 
     with server(pod, 8080, greet):
         assert await asked(client, b"\x00\x01binary") == b"220 hello\r\n\x00\x01binary"
+
+
+BY_METHOD = Policy(
+    "reads", "shop", Action.ALLOW, (Rule(operations=(Operation(http_clauses=("methods",)),)),), {"app": "web"}
+)
+
+
+async def test_a_policy_that_asks_for_requests_has_them_read_at_the_destination(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    web = Web()
+    with server(pod, 8080, web):
+        made.policies = (replace(BY_METHOD, action=Action.DENY),)
+        await made.publish()
+        answer = await asked(client, GET)
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert answer.endswith(b"RBAC: access denied\n")
+        (line,) = await logged(pod)
+        assert (line["direction"], line["response_code"], line["response_flags"]) == ("inbound", 403, "RBAC")
+        assert web.heads == []
+        made.policies = (Policy("all", "shop", Action.ALLOW, (Rule(),)), replace(BY_METHOD, dry_run=True))
+        await made.publish()
+        assert (await asked(client, GET + GET)).count(b"HTTP/1.1 200 ") == 2
+        assert len(web.heads) == 2
+
+
+async def test_plaintext_is_read_where_a_policy_asks_for_requests(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, _client, pod = pair
+    outsider = made.pod("outsider", "other")
+    made.policies = (replace(BY_METHOD, action=Action.DENY),)
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+
+        def direct() -> bytes:
+            with outsider.connect(pod.address, 8080) as sock:
+                sock.sendall(GET)
+                sock.shutdown(socket.SHUT_WR)
+                return read_all(sock)
+
+        assert (await trio.to_thread.run_sync(direct)).startswith(b"HTTP/1.1 403 ")
+        made.policies = (Policy("all", "shop", Action.ALLOW, (Rule(),)), replace(BY_METHOD, dry_run=True))
+        await made.publish()
+        assert (await trio.to_thread.run_sync(direct)).startswith(b"HTTP/1.1 200 ")
+    assert len(web.heads) == 1

@@ -29,7 +29,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Lab]:
             made.pod(name)
         web = made.pods["web"]
         made.services = (
-            Service("web", "shop", (VIP,), (ServicePort("http", 80),), (Endpoint(web.address, web.uid, (8080,)),)),
+            Service("web", "shop", (VIP,), (ServicePort("tcp", 80),), (Endpoint(web.address, web.uid, (8080,)),)),
         )
         await made.enrol(made.pods["client"])
         await made.enrol(web)

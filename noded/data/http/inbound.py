@@ -1,0 +1,107 @@
+"""Requests arriving at a local workload: each is checked against the policies, then handed to the workload.
+
+A client's connection has one of its own to the workload, in the client's name, so that what the workload sees of
+addresses and of the order of requests is as without a proxy. It is dialled with the first request that is permitted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mesh.authz import Denial, Peer, Permit
+from mesh.message import Request
+from noded.data.http.client import Http1Client
+from noded.data.http.exchange import Exchange
+from noded.data.http.server import Responder
+from noded.data.http.session import Session
+from noded.data.http.transport import SocketTransport
+from noded.data.node import LocalWorkload
+from noded.data.tracker import Flow
+
+if TYPE_CHECKING:
+    from noded.data.http.proxy import HttpProxy
+
+
+class InboundSession(Session):
+    """A connection to a local workload. The keeper of that which is dialled for it."""
+
+    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow) -> None:
+        super().__init__(proxy, local, flow)
+        self.peer = Peer(flow.peer_identity, flow.client, flow.target, flow.target_port)
+        self._backend: Http1Client | None = None
+
+    def exchange(self, responder: Responder, request: Request) -> Exchange:
+        """See `server.Begin`."""
+        return InboundExchange(self, responder, request)
+
+    def call(self, permit: Permit, exchange: Exchange) -> Http1Client | str:
+        """The connection to the workload, dialled if need be; or why there is none."""
+        connection = self._backend
+        if connection is None or connection.closed:
+            connection = self._backend = Http1Client(self)
+            transport = SocketTransport(self.proxy.node.engine, connection)
+            connection.transport = transport
+            connection.start(exchange)
+            flow = self.flow
+            self.proxy.dialler.to_workload(
+                permit, self.local, flow.target, flow.target_port, flow.client, transport.connected
+            )
+            return connection.reason if transport.closed else connection
+        connection.start(exchange)
+        return connection
+
+    def idle(self, connection: Http1Client) -> None:
+        """See `client.Keeper`."""
+
+    def gone(self, connection: Http1Client) -> None:
+        """See `client.Keeper`."""
+        if self._backend is connection:
+            self._backend = None
+
+    def ended(self) -> None:
+        """See `Session`."""
+        if self._backend is not None:
+            self._backend.close()
+
+    def seen(self, exchange: InboundExchange) -> None:
+        """Count and log a request."""
+        self.proxy.seen.inbound(self, exchange)
+
+    def recheck(self) -> None:
+        """The policies changed: break off what they do not permit any more."""
+        self.server.recheck()
+
+
+class InboundExchange(Exchange):
+    """A request that somebody makes of a local workload."""
+
+    __slots__ = ("session",)
+
+    def __init__(self, session: InboundSession, responder: Responder, request: Request) -> None:
+        super().__init__(session.proxy, responder, request)
+        self.session = session
+
+    def begin(self) -> None:
+        """Check it, and send it on."""
+        session = self.session
+        verdict = session.local.authorizer.check_request(session.peer, self.request)
+        session.flow.decided(verdict)
+        if isinstance(verdict, Denial):
+            self.reply(403, "RBAC", verdict.text, text="RBAC: access denied")
+            return
+        call = session.call(verdict, self)
+        if isinstance(call, str):
+            self.reply(503, "UF", call)
+        else:
+            self.send(call)
+
+    def recheck(self) -> None:
+        """See `InboundSession`."""
+        session = self.session
+        verdict = session.local.authorizer.check_request(session.peer, self.request)
+        if isinstance(verdict, Denial):
+            self.reply(403, "RBAC", verdict.text, text="RBAC: access denied")
+
+    def seen(self) -> None:
+        """See `Exchange`."""
+        self.session.seen(self)
