@@ -1,0 +1,184 @@
+"""A consumer's side of a shared limit: tokens in hand, granted by an `Allocator`, and what to ask for next.
+
+Tokens move, they are never copied: what all consumers together let pass is what left the one bucket, however late or
+lost their messages. When nothing has been heard for `SILENCE` seconds, a consumer makes tokens of its own: the limit
+divided by the number of consumers that it last knew of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+from mesh.ratelimit.bucket import TokenBucket
+from mesh.traffic import RateLimit
+
+PERIOD = 0.1
+"""Seconds between a busy consumer's reports."""
+
+SILENCE = 2.0
+_SMOOTHING = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a consumer says to its allocator."""
+
+    rate: float
+    """Demand, tokens a second, let pass or not."""
+    wanted: int
+    """Tokens, now. Takes the place of what it wanted before."""
+    returned: int = 0
+    """Tokens it had and does not need."""
+    consumers: int = 0
+    """How many it last knew of, 0 if it was never told: an allocator that was restarted learns by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an allocator says to a consumer."""
+
+    tokens: int
+    consumers: int
+    """Among how many the limit is to be divided by who hears no more."""
+    plenty: bool = True
+    """Nobody is kept waiting."""
+
+
+class Share:
+    """One consumer's. Send `report` at `due` (which `take` may bring forward), hand its answers to `granted`."""
+
+    __slots__ = (
+        "_alone",
+        "_asked",
+        "_demand",
+        "_limit",
+        "_missed",
+        "_plenty",
+        "_rate",
+        "_silent_at",
+        "_since",
+        "_target",
+        "_told",
+        "_waiting",
+        "consumers",
+        "due",
+        "stock",
+    )
+
+    def __init__(self, limit: RateLimit, now: float, consumers: int = 1) -> None:
+        """`consumers`: how many there are thought to be, until the first grant says so."""
+        self._limit = limit
+        self.consumers = consumers
+        self.stock = 0
+        """Tokens in hand."""
+        self._plenty = True
+        self.due = now
+        self._silent_at = now + SILENCE
+        self._alone: TokenBucket | None = None
+        self._asked = False
+        self._rate = 0.0
+        self._demand = 0
+        self._missed = self._waiting = 0
+        """Requests that found no token, in this period and in the one before: those held are among them."""
+        self._since = now
+        self._target = 0
+        self._told = False
+
+    def take(self, now: float, *, again: bool = False) -> bool:
+        """Take a token if there is one; `again` for a request that was held and counted before."""
+        if not again:
+            self._demand += 1
+        if self.stock > 0:
+            self.stock -= 1
+        elif not (now >= self._silent_at and self._own(now).take(now)):
+            if not again:
+                self._missed += 1
+                self.hurry(now)
+            return False
+        if self.stock * 2 < self._target:
+            self.hurry(now)
+        return True
+
+    def report(self, now: float) -> Report:
+        """What to say now. The next is `due` after a period, or much later where there is nothing to say."""
+        elapsed = max(now - self._since, PERIOD)
+        surely = (
+            self._demand - 2.0 * sqrt(self._demand)
+        ) / elapsed  # a request now and then is no demand to prepare for
+        if now - self._since >= PERIOD:
+            self._rate += (self._demand / elapsed - self._rate) * elapsed / (elapsed + _SMOOTHING)
+            self._since, self._demand = now, 0
+            self._waiting, self._missed = self._missed, 0
+        self._rate = max(surely, self._rate)
+        return self._report(self._rate, now)
+
+    def report_for(self, rate: float, pending: int, now: float) -> Report:
+        """As `report`, of a consumer that has consumers of its own: their demand, and what they are waiting for."""
+        self._rate, self._missed, self._waiting = rate, pending, 0
+        return self._report(rate, now)
+
+    def granted(self, grant: Grant, now: float) -> None:
+        """The allocator's word."""
+        self.stock += grant.tokens
+        served = min(self._waiting, grant.tokens)
+        self._waiting -= served
+        self._missed -= min(self._missed, grant.tokens - served)
+        self._told = True
+        self.consumers = max(grant.consumers, 1)
+        self._plenty = grant.plenty
+        self._silent_at = now + SILENCE
+        self._alone = None
+        self._asked = False
+        if self.stock < self._missed + self._waiting or self.stock * 2 < self._target:
+            self.hurry(now)
+
+    def available(self, now: float) -> int:
+        """Tokens in hand, with those of its own making where nothing was heard for long."""
+        if now >= self._silent_at:
+            own = self._own(now)
+            if (more := own.available(now) - self.stock) > 0:
+                own.take(now, more)
+                self.stock += more
+        return self.stock
+
+    def hurry(self, now: float) -> None:
+        """More is wanted than there is: the next report is due at once, if that can change anything."""
+        if self.worth_waiting and not self._asked and now < self.due:
+            self.due = now
+
+    @property
+    def worth_waiting(self) -> bool:
+        """Hold a request that found no token for one exchange with the allocator: it may well get one. Else refuse it.
+
+        So it is while there is plenty, and for a consumer with few requests, which has no tokens in hand (they would be
+        missing elsewhere) but asks for each.
+        """
+        return self._alone is None and (self._plenty or not self._target)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it goes by its own part of the limit."""
+        return self._alone is not None
+
+    def _report(self, rate: float, now: float) -> Report:
+        limit = self._limit  # for two periods; and consumers hold a quarter of what is saved up against the unforeseen
+        target = int(rate * 2 * PERIOD) + (limit.burst or limit.requests) // (4 * self.consumers)
+        self._target = target
+        returned = max(self.stock - 2 * target, 0)
+        self.stock -= returned
+        wanted = max(target + self._missed + self._waiting - self.stock, 0)
+        busy = wanted or rate * SILENCE >= 1
+        self.due = now + (PERIOD if busy else SILENCE / 4)
+        self._asked = True
+        return Report(rate, wanted, returned, self.consumers if self._told else 0)
+
+    def _own(self, now: float) -> TokenBucket:
+        if self._alone is None:
+            limit = self._limit
+            burst = max((limit.burst or limit.requests) // self.consumers, 1)
+            self._alone = TokenBucket(
+                limit.requests, limit.seconds * self.consumers, burst, self._silent_at, empty=True
+            )
+            self._plenty = False
+        return self._alone
