@@ -18,6 +18,7 @@ join token allowed.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -180,12 +181,25 @@ POD_UID = "nodemesh.dev/pod-uid"
 """Label that a node adds in `Enrol` to say which pod it means: a successor of the same name has another UID."""
 
 
+STATIC_UID = re.compile("[0-9a-f]{32}")
+"""What a node knows a static pod by: kubelet's hash of its file. Others have the UUID that the API server gave them.
+
+The object that stands for it in the API says which hash. Whoever may create pods can make one that names another's, so
+that a static pod is taken for what kubelet itself calls it, or has reported the addresses of, and for nothing else.
+"""
+
+
+def outside(pod: str, uid: str) -> str:
+    """How `Assign.others` names a pod of UID `pod` (as its node knows it) and `uid` (`<namespace>/<name>`)."""
+    return f"{pod}/{uid}" if STATIC_UID.fullmatch(pod) else pod
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """A pod of this node that is to be in the mesh."""
 
     pod: str
-    """The pod's own UID: a successor of the same namespace and name has another."""
+    """The pod's own UID, as its node knows it: a successor of the same namespace and name has another."""
     name: str
     namespace: str
     service_account: str
@@ -199,7 +213,7 @@ class Assign:
     """What the node is to enrol, on Kubernetes: all of it, each time it changes. Others of its pods leave the mesh.
 
     `namespaces` are those whose pods are in the mesh by default; where noded is away, the CNI plug-in lets no pod of
-    them start. `others` are UIDs of the node's pods that stay outside: the CNI plug-in waits for neither.
+    them start. `others` names the node's pods that stay outside (see `outside`); the CNI plug-in waits for none.
     """
 
     pods: tuple[Assignment, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from controller.kubernetes.objects import MAX_LABELS, MODE, Namespace, Pod
-from mesh.sync import Assign, Assignment
+from mesh.sync import Assign, Assignment, outside
 
 
 def wanted(pod: Pod, namespaces: Mapping[str, Namespace], root_namespace: str) -> bool:
@@ -28,11 +28,11 @@ def assign(pods: Iterable[Pod], namespaces: Mapping[str, Namespace], root_namesp
     chosen = [pod for pod in here if wanted(pod, namespaces, root_namespace)]
     return Assign(
         tuple(
-            Assignment(pod.uid, pod.name, pod.namespace, pod.service_account, _labels(pod), pod.addresses)
+            Assignment(pod.host_uid, pod.name, pod.namespace, pod.service_account, _labels(pod), pod.addresses)
             for pod in chosen
         ),
         tuple(sorted(n.name for n in namespaces.values() if n.enabled and n.name != root_namespace)),
-        tuple(pod.uid for pod in here if not wanted(pod, namespaces, root_namespace)),
+        tuple(outside(pod.host_uid, pod.key) for pod in here if not wanted(pod, namespaces, root_namespace)),
     )
 
 

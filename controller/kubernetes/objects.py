@@ -14,6 +14,7 @@ from ipaddress import ip_network
 
 from controller.kubernetes.client import Json
 from controller.schema.names import canonical
+from mesh.sync import STATIC_UID
 
 ENROLLED = "nodemesh.dev/enrolled"
 """Annotation of a pod: its own UID, put there when its node has enrolled it."""
@@ -21,6 +22,8 @@ _WIDEST = {4: 8, 6: 32}
 """Prefix lengths of the largest range of pods' addresses that a node may have."""
 MAX_LABELS = 256
 """Of a pod in the mesh. The API server bounds each one and not how many: a node could not be told of all."""
+_MIRROR = "kubernetes.io/config.mirror"
+"""Annotation of the object that stands for a static pod. It cannot be changed, though whoever creates pods may lie."""
 MODE = "nodemesh.dev/mode"
 """Label of a namespace (`enabled`) or a pod (`enabled`, `disabled`)."""
 
@@ -42,11 +45,18 @@ class Pod:
     enrolled: bool
     """Whether its node has put it into the mesh: the annotation names this very pod."""
     created: int
+    static: str = ""
+    """What its node knows a static pod by: kubelet's hash of its file. Empty for the others."""
 
     @property
     def key(self) -> str:
         """`<namespace>/<name>`."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def host_uid(self) -> str:
+        """The UID that its node's runtime and cgroups know it by."""
+        return self.static or self.uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,8 @@ class ClusterNode:
 def pod(body: Json) -> Pod:
     """Read a Pod."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    host = bool(spec.get("hostNetwork"))
+    host, annotations = bool(spec.get("hostNetwork")), metadata.get("annotations") or {}
+    mirrored = annotations.get(_MIRROR) or ""
     stated = [entry.get("ip") for entry in status.get("podIPs") or ()] or [status.get("podIP")]
     return Pod(
         metadata["uid"],
@@ -122,8 +133,9 @@ def pod(body: Json) -> Pod:
         _labels(metadata),
         host,
         status.get("phase") in ("Succeeded", "Failed"),
-        (metadata.get("annotations") or {}).get(ENROLLED) == metadata["uid"],
+        annotations.get(ENROLLED) == metadata["uid"],
         seconds(metadata),
+        mirrored if STATIC_UID.fullmatch(mirrored) else "",
     )
 
 

@@ -217,8 +217,8 @@ class PodRegister:
             raise Refusal(f"there is no pod {raw.uid[:600]!r} (any more)")
         if pod.node != node:
             raise Refusal(f"pod {pod.key} runs on node {pod.node!r}, not {node!r}")
-        if raw.labels.get(POD_UID, pod.uid) != pod.uid:
-            raise Refusal(f"pod {pod.key} is another one now, of UID {pod.uid}")
+        if raw.labels.get(POD_UID, pod.host_uid) != pod.host_uid:
+            raise Refusal(f"pod {pod.key} is another one now, of UID {pod.host_uid}")
         if raw.service_account != pod.service_account:
             raise Refusal(f"pod {pod.key} has service account {pod.service_account!r}")
         if pod.host_network or pod.finished or pod.namespace == self._root_namespace:

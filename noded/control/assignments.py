@@ -19,7 +19,7 @@ import trio
 
 from mesh.model import Enrolment
 from mesh.names import is_label
-from mesh.sync import POD_UID, Assign, Assignment
+from mesh.sync import POD_UID, STATIC_UID, Assign, Assignment, outside
 from noded.control import pods
 from noded.control.capture import Namespaces
 from noded.control.enrolment import Enrolments, Local, State
@@ -109,10 +109,10 @@ class Assignments:
         assignment: Assignment | None = None
         if self._connected() or marked:
             with trio.move_on_after(_MARKED_SECONDS if marked else _UNMARKED_SECONDS):
-                while (assignment := self._assignment(uid, pod)) is None and pod not in self._others:
+                while (assignment := self._assignment(uid, pod)) is None and outside(pod, uid) not in self._others:
                     await self._changed.wait()
         if assignment is None:
-            if marked and pod not in self._others:
+            if marked and outside(pod, uid) not in self._others:
                 raise NotReady(
                     f"the controller has not said whether {uid} is to be in the mesh", "see whether it runs; wait"
                 )
@@ -195,8 +195,8 @@ class Assignments:
             if assignment is None:
                 return
         sandbox = running.get(assignment.pod)
-        if sandbox is None:
-            return  # it doesn't run yet, or not any more
+        if sandbox is None or (STATIC_UID.fullmatch(assignment.pod) and not assignment.addresses):
+            return  # it doesn't run yet, or not any more; or anybody may have said that it is this one
         path = sandbox.netns(self._proc)
         there = self._identify(path)
         if not sandbox.runs(self._proc):

@@ -5,8 +5,9 @@ The pod's UID is a component of the path, under every driver and in both version
     cgroupfs   /kubepods/burstable/pod6f1c…-…/<container>
     systemd    /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod6f1c…_….slice/cri-containerd-<id>.scope
 
-The outermost such component counts. A container with a writable cgroup can make folders below its own with the names of
-other pods; it can't get out of its own pod's.
+A static pod has kubelet's hash of its file there, 32 digits with nothing between them. The outermost such component
+counts. A container with a writable cgroup can make folders below its own with the names of other pods; it can't get out
+of its own pod's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 _HEX = "[0-9a-f]"
 _UID = re.compile(
-    rf"(?:/|-)pod({_HEX}{{8}}([-_]){_HEX}{{4}}\2{_HEX}{{4}}\2{_HEX}{{4}}\2{_HEX}{{12}})(?:\.slice)?(?:/|$)"
+    rf"(?:/|-)pod({_HEX}{{8}}([-_]){_HEX}{{4}}\2{_HEX}{{4}}\2{_HEX}{{4}}\2{_HEX}{{12}}|{_HEX}{{32}})(?:\.slice)?(?:/|$)"
 )
 _MAX_CGROUP = 64 * 1024
 

@@ -231,6 +231,28 @@ async def test_a_node_is_told_what_to_enrol_as_labels_and_pods_change(
         await node.until(lambda: names() == [], "nothing")
 
 
+async def test_a_static_pod_is_told_of_by_the_name_that_its_node_has_for_it(
+    cluster: FakeKubernetes, replica: Replica
+) -> None:
+    hashed, mirror = "a19fcb739f339de24b29821f43a9b821", "kubernetes.io/config.mirror"
+    cluster.put(PODS, pod("in", "10.77.0.5", annotations={mirror: hashed}))
+    out = {"nodemesh.dev/mode": "disabled"}
+    cluster.put(PODS, pod("out", "10.77.0.6", labels=out, annotations={mirror: hashed[::-1]}))
+    # Whoever can create a pod can say that it stands for any; the UUID of a pod it cannot be.
+    victim = "6f1c2d3e-0a1b-4c2d-8e3f-123456789abc"
+    lie = cluster.put(PODS, pod("lie", "10.77.0.7", annotations={mirror: victim}))
+    async with connected(replica.port, await replica.joined(cluster, "node-a")) as node:
+        await node.until(lambda: (told := assigned(node)) and len(told.pods) == 2 and told.others, "all")
+        told = assigned(node)
+        assert told is not None
+        assert {p.name: p.pod for p in told.pods} == {"in": hashed, "lie": lie["metadata"]["uid"]}
+        assert f"{hashed[::-1]}/shop/out" in told.others
+        static = Enrolment("in", "shop", "web", {POD_UID: hashed}, ("10.77.0.5",))
+        assert not isinstance(await node.enrol(static), Refused)
+        body = cluster.get(PODS, "in", "shop") or {}
+        assert body["metadata"]["annotations"][ENROLLED] == body["metadata"]["uid"]
+
+
 async def test_an_enrolled_pod_is_known_to_all_replicas_and_gets_a_certificate(
     cluster: FakeKubernetes, replica: Replica, tmp_path: Path
 ) -> None:

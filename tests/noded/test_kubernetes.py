@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from mesh.sync import POD_UID, Assign, Assignment
+from mesh.sync import POD_UID, Assign, Assignment, outside
 from noded.control import clean_up, daemon
 from noded.control.assignments import Markers
 from noded.control.cni import parse
@@ -284,6 +284,40 @@ async def test_a_pod_that_stays_outside_starts_at_once_and_uncaptured(node: Node
         plain = pod("plain")
         node.assign(others=(plain.pod,))
         assert (await node.calls("ADD", plain, node.mesh.namespace("cni-1", "10.77.0.1")))[0] == 0
+        await node.has()
+
+
+HASH = "a19fcb739f339de24b29821f43a9b821"
+
+
+async def test_a_static_pod_is_captured_before_it_starts(node: Node) -> None:
+    async with running(node):
+        static, netns = replace(pod("static"), pod=HASH), node.mesh.namespace("cni-1", "10.77.0.1")
+        node.assign(static)
+        assert (await node.calls("ADD", static, netns))[0] == 0
+        await node.has("static")
+
+
+async def test_a_static_pod_that_runs_is_whom_kubelet_has_reported_and_not_whoever_says_so(node: Node) -> None:
+    async with running(node):
+        node.starts(HASH, "10.77.0.9")
+        lie = replace(pod("lie"), pod=HASH)
+        other = pod("other", addresses=("10.77.0.8",))
+        node.starts(other.pod, "10.77.0.8")
+        node.assign(lie, other)
+        await node.has("other")
+        node.assign(lie, other, replace(pod("static", addresses=("10.77.0.9",)), pod=HASH))
+        await node.has("other", "static")
+
+
+async def test_a_static_pod_stays_outside_by_its_own_name_only(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("noded.control.assignments._MARKED_SECONDS", 0.1)
+    async with running(node):
+        static, netns = replace(pod("static"), pod=HASH), node.mesh.namespace("cni-1", "10.77.0.1")
+        node.assign(others=(outside(HASH, "evil/static"), HASH))
+        assert (await node.calls("ADD", static, netns))[0] == 1
+        node.assign(others=(outside(HASH, "shop/static"),))
+        assert (await node.calls("ADD", static, netns))[0] == 0
         await node.has()
 
 

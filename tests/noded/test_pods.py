@@ -41,6 +41,13 @@ def test_other_processes_belong_to_none(cgroup: str) -> None:
     assert pod_of(cgroup) is None
 
 
+def test_a_static_pod_is_known_by_the_hash_of_its_file() -> None:
+    name = UID.replace("-", "")
+    assert pod_of(f"11:cpu:/kubepods/besteffort/pod{name}/{CONTAINER}") == name
+    assert pod_of(f"0::/kubepods.slice/kubepods-pod{name}.slice/cri-containerd-{CONTAINER}.scope") == name
+    assert pod_of(f"0::/kubepods/pod{name}0/x") is None
+
+
 def test_a_container_that_names_its_own_folders_after_another_pod_stays_in_its_own() -> None:
     assert pod_of(f"0::/kubepods/pod{UID}/{CONTAINER}/kubepods/pod{OTHER}/{CONTAINER}") == UID
     assert pod_of(f"0::/kubepods.slice/kubepods-pod{SYSTEMD}.slice/cri.scope/pod{OTHER}") == UID
