@@ -39,8 +39,15 @@ _COLLECTIONS = (
     "/apis/security.istio.io/v1beta1/peerauthentications",
     "/apis/nodemesh.dev/v1alpha1/authorizationpolicies",
     "/apis/nodemesh.dev/v1alpha1/peerauthentications",
+    "/apis/nodemesh.dev/v1alpha1/trafficpolicies",
+    "/apis/gateway.networking.k8s.io/v1beta1/httproutes",
+    "/apis/gateway.networking.k8s.io/v1/httproutes",
+    "/apis/gateway.networking.k8s.io/v1alpha2/grpcroutes",
+    "/apis/gateway.networking.k8s.io/v1/grpcroutes",
+    "/apis/gateway.networking.k8s.io/v1beta1/referencegrants",
+    "/apis/gateway.networking.k8s.io/v1/referencegrants",
 )
-"""What is looked at on a cluster; those it does not have are empty."""
+"""What is looked at on a cluster; those it does not have are empty, and what it has in two versions is one object."""
 
 
 @examples(

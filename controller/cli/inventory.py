@@ -6,17 +6,21 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from controller.cli.inventory_traffic import concerns_us, route_uses, traffic_policies
 from controller.schema.documents import Document, Path, read
 from controller.schema.manifests import KINDS
 from controller.schema.problem import Problem
 from controller.schema.strict import check
 from controller.store import Resource
-from controller.translate import World, world
+from controller.translate import ROUTES, world
 from mesh.analyze import Inventory, Pods, Port, Ref, ServiceUse
+from mesh.detect import protocol
+from mesh.model import ServicePort
 from mesh.names import is_label, is_subdomain
 from mesh.present.table import dig
 
 _POLICIES = ("AuthorizationPolicy", "PeerAuthentication")
+_TRAFFIC = (*ROUTES, "ReferenceGrant", "TrafficPolicy")
 _TEMPLATES = {
     "Deployment": "spec.template",
     "StatefulSet": "spec.template",
@@ -77,15 +81,19 @@ class Objects:
 
         Resources that are not valid are left out, and are among `problems` afterwards.
         """
-        policies = self._policies()
+        policies = world(self._valid(_POLICIES), {})
+        traffic = self._valid(_TRAFFIC)
+        services = tuple(service for f in self._of("Service") if (service := _service(f)) is not None)
         uids = {dig(f.value, "metadata.uid") for f in self.found.values()}
         namespaces = {f.ref.name: _labels(f.value, "metadata") for f in self._of("Namespace")}
         accounts = frozenset(f"{f.ref.namespace}/{f.ref.name}" for f in self._of("ServiceAccount"))
         return Inventory(
             pods=tuple(pods for f in self.found.values() if (pods := _pods(f, uids)) is not None),
-            services=tuple(service for f in self._of("Service") if (service := _service(f)) is not None),
+            services=services,
             policies=policies.policies,
             peer_auths=policies.peer_auths,
+            routes=route_uses(traffic, services, complete=known.complete),
+            traffic=traffic_policies(traffic),
             namespaces=namespaces or None,
             accounts=accounts if known.complete and accounts else None,
             trust_domain=known.trust_domain,
@@ -94,10 +102,13 @@ class Objects:
             complete=known.complete,
         )
 
-    def _policies(self) -> World:
+    def _valid(self, kinds: Iterable[str]) -> list[Resource]:
+        """Those of these kinds that are; what is wrong with the others goes to `problems`."""
         valid = []
-        for found in self._of(*_POLICIES):
+        for found in self._of(*kinds):
             ref, spec = found.ref, found.value.get("spec")
+            if ref.kind in ROUTES and not concerns_us(spec):
+                continue
             document = found.document or Document("", found.value, {(): (0, 0)})
             at = (*found.at, "spec")
             problems = check(KINDS[ref.kind].spec, document, {} if spec is None else spec, at)[1]
@@ -108,7 +119,7 @@ class Objects:
                 metadata = {"annotations": _labels(found.value, "metadata", "annotations")}
                 body = {"metadata": metadata, "kind": ref.kind, "spec": spec or {}}
                 valid.append(Resource(ref.kind, ref.namespace, ref.name, body, "", 1, 0, _created(found)))
-        return world(valid, {})
+        return valid
 
 
 def _in_document(document: Document) -> Iterator[Found]:
@@ -174,7 +185,9 @@ def _service(found: Found) -> ServiceUse | None:
         number = port.get("port")
         if isinstance(number, int) and port.get("protocol", "TCP") == "TCP":
             target = port.get("targetPort") or number
-            ports.append(Port(index, number, target if isinstance(target, int) else str(target)))
+            name, declared = str(port.get("name") or ""), str(port.get("appProtocol") or "")
+            spoken = protocol(ServicePort(name, number, declared))
+            ports.append(Port(index, number, target if isinstance(target, int) else str(target), name, spoken))
     selector = spec.get("selector")
     exposed = f"type {spec['type']}" if spec.get("type") in ("NodePort", "LoadBalancer") else ""
     if not exposed and spec.get("externalIPs"):

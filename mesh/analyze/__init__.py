@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from mesh.analyze.enrolment import enrolment
 from mesh.analyze.finding import CODES, Finding, Path, Ref, Severity
-from mesh.analyze.inventory import MODE_LABEL, Inventory, Pods, Port, ServiceUse
+from mesh.analyze.inventory import MODE_LABEL, Inventory, ParentUse, Pods, Port, RouteUse, ServiceUse
 from mesh.analyze.peer_authentications import peer_authentications
 from mesh.analyze.policies import authorization_policies
+from mesh.analyze.routes import routes
 from mesh.analyze.services import services
+from mesh.analyze.traffic_policies import traffic_policies
 
 __all__ = [
     "CODES",
     "MODE_LABEL",
     "Finding",
     "Inventory",
+    "ParentUse",
     "Path",
     "Pods",
     "Port",
     "Ref",
+    "RouteUse",
     "ServiceUse",
     "Severity",
     "analyze",
@@ -35,5 +39,7 @@ def analyze(inventory: Inventory) -> list[Finding]:
         *peer_authentications(inventory),
         *services(inventory),
         *enrolment(inventory),
+        *routes(inventory),
+        *traffic_policies(inventory),
     ]
     return sorted(findings, key=lambda f: (f.object, [str(part) for part in f.path], f.code, f.message))

@@ -76,5 +76,17 @@ CODES: dict[str, tuple[Severity, str]] = {
     "NM0303": (_E, "no such named port"),
     "NM0401": (_E, "mode is neither enabled nor disabled"),
     "NM0402": (_W, "opted in, but never in the mesh"),
+    "NM0501": (_E, "route to an absent backend"),
+    "NM0502": (_E, "backend of another namespace without a grant"),
+    "NM0503": (_E, "backend that is no Service"),
+    "NM0504": (_E, "weights that sum to 0"),
+    "NM0505": (_W, "rule without backends"),
+    "NM0506": (_E, "route for an absent service or port"),
+    "NM0507": (_E, "layer-7 route on a TCP port"),
+    "NM0508": (_W, "rule that never takes a request"),
+    "NM0509": (_W, "HTTPRoute beside a GRPCRoute"),
+    "NM0601": (_E, "traffic policy for an absent service"),
+    "NM0602": (_W, "an older traffic policy holds"),
+    "NM0603": (_W, "settings for requests on TCP ports"),
 }
 """Severity and title of every code. A code is never given another meaning, nor a retired one used again."""

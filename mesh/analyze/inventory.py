@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mesh.analyze.finding import Ref
 from mesh.model import PeerAuth, Policy
+from mesh.traffic import Parent, Route, TrafficPolicy
 
 MODE_LABEL = "nodemesh.dev/mode"
 """On a namespace `enabled` or `disabled`; on a pod it overrides the namespace's."""
@@ -35,6 +36,9 @@ class Port:
     index: int
     port: int
     target: int | str
+    name: str = ""
+    protocol: str = ""
+    """As `mesh.detect` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,28 @@ class ServiceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class ParentUse:
+    """One of a route's Services, by its place in `spec.parentRefs`."""
+
+    index: int
+    service: str
+    """`namespace/name`."""
+    attached: Parent | None
+    reason: str = ""
+    """Why it is not: Gateway API's."""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteUse:
+    """A route that has Services as parents; `route` is None if it is attached to none of them."""
+
+    ref: Ref
+    route: Route | None
+    parents: tuple[ParentUse, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inventory:
     """All that is known. What is missing from it may still exist, unless a field says otherwise."""
 
@@ -56,6 +82,8 @@ class Inventory:
     services: tuple[ServiceUse, ...] = ()
     policies: tuple[Policy, ...] = ()
     peer_auths: tuple[PeerAuth, ...] = ()
+    routes: tuple[RouteUse, ...] = ()
+    traffic: tuple[TrafficPolicy, ...] = ()
     namespaces: Mapping[str, Mapping[str, str]] | None = None
     """Labels by name; None where nobody knows which there are."""
     accounts: frozenset[str] | None = None
@@ -79,6 +107,17 @@ class Inventory:
     def knows_pods_of(self, namespace: str) -> bool:
         """Whether the absence of a pod in that namespace means something."""
         return self.complete or any(True for _ in self.pods_in(namespace))
+
+    def knows_services_of(self, namespace: str) -> bool:
+        """Whether the absence of a service in that namespace means something."""
+        return self.complete or any(service.ref.namespace == namespace for service in self.services)
+
+    def protocols(self) -> dict[str, dict[int, str]]:
+        """What the ports of each service (`namespace/name`) are declared to speak."""
+        return {
+            f"{each.ref.namespace}/{each.ref.name}": {port.port: port.protocol for port in each.ports}
+            for each in self.services
+        }
 
 
 def same_labels(selector: Mapping[str, str]) -> str:

@@ -175,3 +175,73 @@ def test_a_file_beside_live_counts_as_applied(meshctl: Meshctl, tmp_path: Path) 
 
 def test_nothing_to_analyse_is_a_usage_error(meshctl: Meshctl) -> None:
     assert meshctl("analyze").status == 2
+
+
+ROUTES = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{name: http, port: 80}, {name: tcp-admin, port: 81}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r, namespace: shop}
+spec:
+  parentRefs:
+  - {group: "", kind: Service, name: web}
+  - {group: "", kind: Service, name: web, port: 81}
+  - {group: "", kind: Service, name: wbe}
+  rules:
+  - matches: [{path: {value: /a}}]
+    backendRefs:
+    - {name: web, port: 80}
+    - {name: web-v2, port: 80}
+    - {name: api, namespace: other, port: 80}
+  - matches: [{path: {value: /b}}]
+    backendRefs: [{name: web, port: 80, weight: 0}]
+  - matches: [{path: {value: /a}}]
+    backendRefs: [{name: web, port: 80}]
+---
+apiVersion: nodemesh.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: t, namespace: shop}
+spec: {targetRef: {name: wbe}}
+"""
+GATEWAYS = """\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: edge, namespace: shop}
+spec:
+  parentRefs: [{name: edge}]
+  rules: [{filters: [{type: ExtensionRef, extensionRef: {group: x, kind: y, name: z}}]}]
+"""
+
+
+def test_routes_and_traffic_policies_are_looked_at(meshctl: Meshctl, tmp_path: Path) -> None:
+    (file,) = written(tmp_path, routes=ROUTES)
+    result = meshctl("analyze", file, "-o", "json")
+    assert result.status == 1
+    assert {(row["line"], row["code"]) for row in json.loads(result.out)["items"]} == {
+        (12, "NM0507"),
+        (13, "NM0506"),
+        (18, "NM0501"),
+        (21, "NM0504"),
+        (22, "NM0508"),
+        (28, "NM0601"),
+    }
+    assert "did you mean shop/web?" in result.out
+
+
+def test_a_route_of_a_gateway_is_not_looked_at(meshctl: Meshctl, tmp_path: Path) -> None:
+    (file,) = written(tmp_path, gateways=GATEWAYS)
+    assert meshctl("analyze", file).out == ""
+
+
+def test_with_live_a_grant_is_missed_and_a_service_elsewhere(meshctl: Meshctl, api: Api, tmp_path: Path) -> None:
+    there = {"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80}]}}
+    services = [{**there, "metadata": {"name": name, "namespace": ns}} for name, ns in (("web", "shop"), ("api", "x"))]
+    api.answers["GET /v1/resources/services"] = {"items": services}
+    text = ROUTES.partition("---")[2].partition("---")[0].replace("namespace: other", "namespace: x")
+    (file,) = written(tmp_path, routes=text)
+    codes = {row["code"] for row in json.loads(meshctl("analyze", file, "--live", "-o", "json").out)["items"]}
+    assert {"NM0501", "NM0502"} <= codes

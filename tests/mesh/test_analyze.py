@@ -7,10 +7,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.analyze import CODES, MODE_LABEL, Finding, Inventory, Pods, Port, Ref, ServiceUse, analyze, satisfiable
+from mesh.analyze import (
+    CODES,
+    MODE_LABEL,
+    Finding,
+    Inventory,
+    ParentUse,
+    Pods,
+    Port,
+    Ref,
+    RouteUse,
+    ServiceUse,
+    analyze,
+    satisfiable,
+)
 from mesh.authz.matching import Facts, compile_rule
 from mesh.cidr import parse_address
 from mesh.model import Action, Condition, MtlsMode, Operation, PeerAuth, Policy, Rule, Source
+from mesh.traffic import (
+    Backend,
+    Compare,
+    Mirror,
+    Parent,
+    Redirect,
+    RetryPolicy,
+    Route,
+    RouteMatch,
+    RouteRule,
+    TrafficPolicy,
+    ValueMatch,
+)
 from tests.docs.pages import DOCS, anchors, spans, table
 
 ALLOW, DENY, STRICT = Action.ALLOW, Action.DENY, MtlsMode.STRICT
@@ -37,6 +63,25 @@ def rule(source: Source | None = None, operation: Operation | None = None, *cond
     return Rule((source,) if source else (), (operation,) if operation else (), conditions)
 
 
+WEB = Backend("shop/web", 80)
+
+
+def routed(*rules: RouteRule, name: str = "r", created: int = 0, **more: Any) -> RouteUse:
+    """A route for the service web, or attached to nothing and with a reason."""
+    attached = Parent("shop/web", more.pop("port", 0))
+    parent = replace(ParentUse(0, "shop/web", attached), **more)
+    route = Route("HTTPRoute", name, "shop", (attached,), rules, created)
+    return RouteUse(Ref("HTTPRoute", "shop", name), route if parent.attached else None, (parent,))
+
+
+def to(*backends: Backend, path: str = "/", compare: Compare = Compare.PREFIX, **more: Any) -> RouteRule:
+    return RouteRule((RouteMatch(path, compare),), backends or (WEB,), **more)
+
+
+def traffic(name: str = "t", service_name: str = "web", **more: Any) -> TrafficPolicy:
+    return TrafficPolicy(name, "shop", f"shop/{service_name}", **more)
+
+
 WORLD = Inventory(
     pods=(pods(), pods("db")),
     services=(service(),),
@@ -57,6 +102,11 @@ def with_rule(each: Rule, action: Action = ALLOW) -> Inventory:
 
 def with_pods(*more: Pods) -> Inventory:
     return replace(WORLD, pods=(*WORLD.pods, *more))
+
+
+def with_routes(*routes: RouteUse, protocol: str = "http") -> Inventory:
+    web = replace(service(), ports=(Port(0, 80, 8080, "p", protocol), Port(1, 81, 8080, "q", protocol)))
+    return replace(WORLD, services=(web,), routes=routes)
 
 
 GOOD = with_rule(rule(Source(principals=(CLIENT,)), Operation(ports=(8080,))))
@@ -96,6 +146,23 @@ CASES: list[tuple[str, Inventory]] = [
     ("NM0401", with_pods(Pods(Ref("Pod", "shop", "x"), {MODE_LABEL: "true"}, "default", {}))),
     ("NM0402", with_pods(Pods(Ref("Pod", "shop", "x"), {MODE_LABEL: "enabled"}, "default", {}, host_network=True))),
     ("NM0402", with_pods(Pods(Ref("Pod", "nodemesh-system", "x"), {MODE_LABEL: "enabled"}, "default", {}))),
+    ("NM0501", with_routes(routed(to(WEB, Backend("shop/wbe", 80, invalid="BackendNotFound"))))),
+    ("NM0501", with_routes(routed(to(Backend("shop/web", 8080, invalid="BackendNotFound"))))),
+    ("NM0501", with_routes(routed(to(mirrors=(Mirror(Backend("shop/x", 80, invalid="BackendNotFound")),))))),
+    ("NM0502", with_routes(routed(to(Backend("other/api", 80, invalid="RefNotPermitted"))))),
+    ("NM0503", with_routes(routed(to(Backend("shop/bucket", 0, invalid="InvalidKind"))))),
+    ("NM0504", with_routes(routed(to(replace(WEB, weight=0), replace(WEB, weight=0))))),
+    ("NM0505", with_routes(routed(RouteRule()))),
+    ("NM0506", with_routes(routed(to(), attached=None, reason="NoMatchingParent", message="there is none"))),
+    ("NM0507", with_routes(routed(to(Backend("other/unknown", 80))), protocol="tcp")),
+    ("NM0507", with_routes(routed(to(Backend("other/unknown", 80)), port=81), protocol="tcp")),
+    ("NM0508", with_routes(routed(to(path="/a"), to(path="/b"), to(path="/a/")))),
+    ("NM0508", with_routes(routed(to(), created=1), routed(to(), name="later", created=2))),
+    ("NM0508", with_routes(routed(to(), created=1), routed(to(), name="later", created=2, port=80))),
+    ("NM0509", with_routes(routed(to(), attached=None, reason="Conflicted", message="there is a GRPCRoute"))),
+    ("NM0601", replace(WORLD, traffic=(traffic(service_name="wbe"),))),
+    ("NM0602", replace(WORLD, traffic=(traffic("a", created=1), traffic("b", created=2)))),
+    ("NM0603", replace(with_routes(protocol="tcp"), traffic=(traffic(retries=RetryPolicy()),))),
 ]
 
 
@@ -103,6 +170,12 @@ def test_what_is_right_gives_no_finding() -> None:
     assert found(GOOD) == []
     assert found(WORLD) == []
     assert found(Inventory()) == []
+    several = (to(path="/a"), to(path="/a", compare=Compare.EXACT), to(path="/a/b"), to())
+    headers = RouteRule((RouteMatch("/a", headers=(ValueMatch("x", "1"),)),), (WEB,))
+    moved = RouteRule(redirect=Redirect())
+    assert found(with_routes(routed(*several, headers))) == []
+    assert found(with_routes(routed(moved, port=81), routed(to(), name="every", created=1))) == []
+    assert found(replace(with_routes(), traffic=(traffic(retries=RetryPolicy()),))) == []
 
 
 @pytest.mark.parametrize(("code", "inventory"), CASES)
