@@ -43,17 +43,21 @@ Template = TypeVar("Template")
 
 
 class Memo(Generic[Template]):
-    """The last heads read, by their bytes."""
+    """The last heads read more than once, by their bytes."""
 
-    __slots__ = ("_new", "_old", "_room")
+    __slots__ = ("_new", "_old", "_once", "_room")
     LARGEST = 1024
     """Larger heads are not kept, bytes."""
     ROOM = 256 * 1024
     """Bytes of heads until the older half is forgotten. What was read of one takes some ten times as much."""
+    ONCE = 4096
 
     def __init__(self) -> None:
         self._new: dict[bytes, Template] = {}
         self._old: dict[bytes, Template] = {}
+        self._once: set[int] = set()
+        """Hashes of heads seen once. Most of those that are not kept never come again (they hold a time or an id), and
+        keeping them all would cost as much as reading does."""
         self._room = self.ROOM // 2
 
     @property
@@ -65,14 +69,21 @@ class Memo(Generic[Template]):
         """What was kept for it."""
         known = self._new.get(head)
         if known is None and (known := self._old.get(head)) is not None:
-            self.keep(head, known)
+            self._keep(head, known)
         return known
 
-    def keep(self, head: bytes, template: Template) -> None:
-        """Keep what was read of a head."""
+    def seen(self, head: bytes, template: Template) -> None:
+        """A head was read; the second time it is kept."""
+        mark = hash(head)
+        if mark not in self._once:
+            if len(self._once) >= self.ONCE:
+                self._once.clear()
+            self._once.add(mark)
+        elif len(head) <= self.LARGEST:
+            self._keep(head, template)
+
+    def _keep(self, head: bytes, template: Template) -> None:
         size = len(head)
-        if size > self.LARGEST:
-            return
         self._room -= size
         if self._room < 0:
             self._old, self._new, self._room = self._new, {}, self.ROOM // 2 - size
@@ -103,7 +114,7 @@ class RequestHeads:
         known = self._memo.get(head)
         if known is None:
             known = self._read(head)
-            self._memo.keep(head, known)
+            self._memo.seen(head, known)
         return known
 
     def _read(self, head: bytes) -> RequestHead:
@@ -147,7 +158,7 @@ class ResponseHeads:
         known = self._memo.get(head)
         if known is None:
             known = self._read(head)
-            self._memo.keep(head, known)
+            self._memo.seen(head, known)
         return known
 
     def _read(self, head: bytes) -> ResponseHead:
@@ -250,6 +261,11 @@ def _fields(
         pass
     except httptools.HttpParserError as error:
         raise BadMessage(400, str(error)) from None
+    return _meanings(lines, old)
+
+
+def _meanings(lines: list[bytes], old: bool) -> _Fields:
+    """What the lines of a well-formed head say."""
     headers: Headers = []
     add = headers.append
     hosts: list[bytes] = []

@@ -145,10 +145,10 @@ class _Parser:
                 raise BadMessage(400, "this connection has failed")
 
     def _finish(self, piece: bytes, trailers: Headers) -> None:
-        raise NotImplementedError
+        """The message ends with this piece of its body."""
 
     def _head(self, head: bytes) -> None:
-        raise NotImplementedError
+        """A whole head."""
 
     def switch(self) -> None:
         """The last request's upgrade is answered with 101: what follows in this direction goes to `on_rest`."""

@@ -15,22 +15,24 @@ from mesh.http1.fields import HOP, NOT_CONTROLS, TOKEN, VISIBLE, is_authority
 from mesh.http1.heads import METHODS
 from mesh.message import Headers, Request, Response
 
-_WRITTEN = HOP | {b"content-length", b"host", b"expect", b"http2-settings"}
+_WRITTEN = HOP | {b"host", b"expect", b"http2-settings"}
 _STATUS = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 _FORMATS = [b"%b: %b\r\n" * count for count in range(33)]
 
 
-def _headers(headers: Sequence[tuple[bytes, bytes]], names: dict[bytes, bytes]) -> bytes:
-    """Their lines; checks the names, and leaves values to `_check`."""
-    if not _WRITTEN.isdisjoint(names):
-        headers = [pair for pair in headers if pair[0] not in _WRITTEN]
+def _headers(headers: Sequence[tuple[bytes, bytes]], names: dict[bytes, bytes], length: bytes = b"") -> bytes:
+    """Their lines, Content-Length's if it says `length` (none for empty); checks names and values."""
+    said = names.pop(b"content-length", None)
+    if not _WRITTEN.isdisjoint(names) or (said is not None and (said != length or len(headers) > len(names) + 1)):
+        headers = [pair for pair in headers if pair[0] not in _WRITTEN and pair[0] != b"content-length"]
+        said = None
     if b"" in names or b"".join(names).translate(None, TOKEN):
         raise ValueError("a header's name is no lower-case token")
     count = len(headers)
     lines = (_FORMATS[count] if count < 33 else b"%b: %b\r\n" * count) % tuple(chain.from_iterable(headers))
     if len(lines.translate(None, NOT_CONTROLS)) != 2 * count:
         raise ValueError("a header's value holds a control character")
-    return lines
+    return lines + b"content-length: %b\r\n" % length if length and said is None else lines
 
 
 def _upgrade(protocol: bytes, options: bytes) -> bytes:
@@ -43,13 +45,11 @@ def write_request(request: Request) -> bytes:
     """A request's head, as HTTP/1.1; `authority` must be there (an HTTP/1.0 client may not have said it)."""
     headers = request.headers
     names = dict(headers)
-    length = request.length
+    length, said, last = request.length, b"", b""
     if length < 0:
         last = b"transfer-encoding: chunked\r\n"
     elif length or b"content-length" in names:
-        last = b"content-length: %d\r\n" % length
-    else:
-        last = b""
+        said = b"%d" % length
     if request.expects:
         last += b"expect: 100-continue\r\n"
     trailers = names.get(b"te") == b"trailers"
@@ -66,7 +66,8 @@ def write_request(request: Request) -> bytes:
         raise ValueError("a path that does not begin with /")
     if not is_authority(authority):
         raise ValueError("no authority, or one that is no host and port")
-    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n" % (method, path, authority, _headers(headers, names), last)
+    lines = _headers(headers, names, said)
+    return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n" % (method, path, authority, lines, last)
 
 
 def write_response(response: Response, *, keep_alive: bool, http10: bool = False, head: bool = False) -> bytes:
@@ -75,17 +76,18 @@ def write_response(response: Response, *, keep_alive: bool, http10: bool = False
     if status < 200 and http10:
         return b""
     names = dict(headers)
-    last = b""
+    said = last = b""
     if status < 200:
         if response.upgrade:
             last = _upgrade(response.upgrade, b"")
     else:
         if head or status == 304:
-            if (said := names.get(b"content-length")) is not None and said.isdigit():
-                last = b"content-length: %b\r\n" % said
+            said = names.get(b"content-length", b"")
+            if not said.isdigit():
+                said = b""
         elif status != 204:
             if length >= 0:
-                last = b"content-length: %d\r\n" % length
+                said = b"%d" % length
             elif http10:
                 keep_alive = False
             else:
@@ -95,7 +97,7 @@ def write_response(response: Response, *, keep_alive: bool, http10: bool = False
         elif http10:
             last += b"connection: keep-alive\r\n"
     line = _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status
-    return line + _headers(headers, names) + last + b"\r\n"
+    return line + _headers(headers, names, said) + last + b"\r\n"
 
 
 def chunk(data: bytes) -> bytes:

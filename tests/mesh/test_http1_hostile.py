@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mesh.http1 import BadMessage, Limits, RequestParser, ResponseParser
+from mesh.http1.heads import _meanings
 from tests.mesh.http1_ends import Recorder, read_requests, read_responses, singly
 
 _HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
@@ -278,6 +279,7 @@ BAD_RESPONSES = {
     "100 in HTTP/1.0": b"HTTP/1.0 100 Continue\r\n\r\n",
     "101 that nobody asked for": b"HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     "101 without a protocol": b"HTTP/1.1 101 S\r\n\r\n",
+    "101 for HTTP/2": b"HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
     "too many informational": b"HTTP/1.1 103 Early Hints\r\n\r\n" * 33,
     "too many headers": _OK + b"A: b\r\n" * 101 + b"\r\n",
     "too large a head": _OK + b"A: " + b"b" * 62000,
@@ -328,6 +330,13 @@ def test_an_answer_to_the_second_request_is_missing_when_the_server_closes_after
     seen = read_responses(_OK + b"Content-Length: 0\r\nConnection: close\r\n\r\n", methods=(b"GET", b"GET"), eof=True)
     assert len(seen.messages) == 1
     assert seen.failed is not None
+
+
+def test_two_lengths_are_refused_even_if_llhttp_let_them_pass() -> None:
+    with pytest.raises(BadMessage):
+        _meanings([b"Content-Length: 3", b"Content-Length: 3"], old=False)
+    with pytest.raises(BadMessage):
+        _meanings([b"Content-Length: 3", b"Transfer-Encoding: chunked"], old=False)
 
 
 def test_a_failed_parser_reads_no_more() -> None:

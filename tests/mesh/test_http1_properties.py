@@ -11,7 +11,7 @@ from mesh.http1 import BadMessage, RequestParser, ResponseParser, chunk, last_ch
 from mesh.http1.fields import forbidden_trailer
 from mesh.http1.heads import METHODS
 from mesh.message import Headers, Request, Response
-from tests.mesh.http1_ends import Recorder, Seen, h11_requests, h11_responses, read_requests, singly
+from tests.mesh.http1_ends import Recorder, Seen, h11_requests, h11_responses, singly
 from tests.mesh.test_http1_hostile import BAD_REQUESTS, BAD_RESPONSES
 
 _TOKEN = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
@@ -92,6 +92,7 @@ def _cut(data: bytes, cuts: list[int]) -> list[bytes]:
 cuts = st.lists(st.integers(0, 10_000), max_size=6)
 
 
+@settings(deadline=None)
 @given(st.lists(requests(), min_size=1, max_size=3), cuts)
 def test_requests_written_and_read_again_are_the_same_in_whatever_pieces(
     messages: list[tuple[Request, bytes, Headers]], cuts: list[int]
@@ -108,6 +109,7 @@ def test_requests_written_and_read_again_are_the_same_in_whatever_pieces(
         assert [(found.head, found.body, found.trailers) for found in seen.messages] == messages
 
 
+@settings(deadline=None)
 @given(st.lists(responses(), min_size=1, max_size=3), cuts)
 def test_responses_written_and_read_again_are_the_same_in_whatever_pieces(
     messages: list[tuple[Response, bytes, Headers, bytes]], cuts: list[int]
@@ -126,6 +128,7 @@ def test_responses_written_and_read_again_are_the_same_in_whatever_pieces(
         ]
 
 
+@settings(deadline=None)
 @given(st.lists(responses(), min_size=1, max_size=3))
 def test_h11_reads_the_responses_that_were_meant(messages: list[tuple[Response, bytes, Headers, bytes]]) -> None:
     data = b"".join(_response_bytes(*message) for message in messages)
@@ -190,7 +193,7 @@ def _forwarded(seen: Seen) -> bytes:
     return _request_bytes(request, seen.body, seen.trailers)
 
 
-@settings(max_examples=500)
+@settings(max_examples=200, deadline=None)
 @given(hostile(), cuts)
 @example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", [])
 def test_hostile_input_is_the_same_in_whatever_pieces(data: bytes, cuts: list[int]) -> None:
@@ -202,7 +205,7 @@ def test_hostile_input_is_the_same_in_whatever_pieces(data: bytes, cuts: list[in
         assert (cut.failed is None) == (whole.failed is None)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400, deadline=None)
 @given(hostile())
 def test_what_is_forwarded_of_hostile_input_is_to_h11_exactly_what_it_was_to_us(data: bytes) -> None:
     complete = [seen for seen in _everything([data]).messages if seen.trailers is not None]
@@ -222,8 +225,13 @@ def test_what_is_forwarded_of_hostile_input_is_to_h11_exactly_what_it_was_to_us(
         assert rest == [pair for pair in request.headers if pair[0] not in _OWN]
 
 
-@settings(max_examples=300)
-@given(st.sampled_from(list(BAD_RESPONSES.values())), st.integers(0, 200), st.sampled_from(_NASTY), cuts)
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([raw for raw in BAD_RESPONSES.values() if len(raw) < 2000]),
+    st.integers(0, 200),
+    st.sampled_from(_NASTY),
+    cuts,
+)
 def test_hostile_responses_are_the_same_in_whatever_pieces(raw: bytes, at: int, nasty: bytes, cuts: list[int]) -> None:
     data = raw[:at] + nasty + raw[at:]
     found = []
@@ -240,11 +248,3 @@ def test_hostile_responses_are_the_same_in_whatever_pieces(raw: bytes, at: int, 
             seen.failed = error.status, ""
         found.append(([message for message in seen.messages if message.trailers is not None], seen.failed is None))
     assert found[0] == found[1] == found[2]
-
-
-def test_reading_requests_twice_gives_two_requests() -> None:
-    raw = b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n\r\n"
-    first = read_requests(raw).request
-    first.headers.append((b"x", b"y"))
-    first.path = b"/changed"
-    assert read_requests(raw).request == Request(b"GET", b"a", b"/", [(b"a", b"b")])

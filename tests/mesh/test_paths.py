@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.paths import Normalization, normalise
@@ -123,6 +123,7 @@ def _model(text: str, mode: Normalization) -> str | None:
     return done + mark + query
 
 
+@settings(deadline=None)
 @given(paths, st.sampled_from([BASE, MERGE, DECODE]))
 def test_it_is_what_an_independent_model_says(path: bytes, mode: Normalization) -> None:
     expected = _model(path.decode(), mode)
@@ -133,6 +134,7 @@ def test_it_is_what_an_independent_model_says(path: bytes, mode: Normalization) 
         assert normalise(path, mode).decode() == expected
 
 
+@settings(deadline=None)
 @given(paths, st.sampled_from(Normalization))
 def test_what_is_normal_stays(path: bytes, mode: Normalization) -> None:
     try:
@@ -142,6 +144,7 @@ def test_what_is_normal_stays(path: bytes, mode: Normalization) -> None:
     assert normalise(once, mode) == once
 
 
+@settings(deadline=None)
 @given(paths)
 def test_no_dots_or_slashes_can_hide(path: bytes) -> None:
     try:
