@@ -13,6 +13,9 @@ from controller.schema.strict import check
 from controller.store import Resource
 from controller.translate import CONTROLLER, is_ours
 
+_MAX_PROBLEMS = 8
+"""That a route's status names; the rest is seen once these are mended."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeclaredRoute:
@@ -47,7 +50,7 @@ def declared_route(kind: str) -> Callable[[Json], DeclaredRoute | None]:
         if not references and all(entry.get("controllerName") != CONTROLLER for entry in parents):
             return None
         problems = check(model, Document("", body, {(): (1, 1)}), spec, ("spec",))[1] if references else []
-        problem = "; ".join(f"{p.path}: {p.message}" for p in sorted(problems))
+        problem = "; ".join(f"{p.path}: {p.message}" for p in sorted(problems)[:_MAX_PROBLEMS])
         generation, version = (
             int(metadata.get("generation") or 1),
             body.get("apiVersion") or KINDS[kind].api_versions[0],

@@ -378,10 +378,13 @@ class Timeouts(Strict):
         return self
 
 
+_ErrorStatus = Annotated[int, AfterValidator(between(400, 599, "an error's status"))]
+
+
 class Retry(Strict):
     """When to try again."""
 
-    codes: list[Annotated[int, AfterValidator(between(400, 599, "an error's status"))]] | None = None
+    codes: Annotated[list[_ErrorStatus], Field(max_length=64)] | None = None
     """Upon these statuses; always upon connections that fail before anything is answered."""
     attempts: Annotated[int, AfterValidator(between(0, 100, "a number of retries"))] | None = None
     """Beyond the first; 1 where it is left out."""
