@@ -43,6 +43,11 @@ class Source(Protocol):
         """Tokens a second."""
         ...
 
+    @property
+    def period(self) -> float:
+        """Seconds between rounds: what comes in that time must find room."""
+        ...
+
 
 class Bucket:
     """The source at the top. `empty` for one that takes over from another, whose tokens may still be about."""
@@ -51,6 +56,8 @@ class Bucket:
         self._bucket = TokenBucket(limit.requests, limit.seconds, limit.burst, now, empty=empty)
         self.consumers = 1
         self.rate = limit.requests / limit.seconds
+        fills = (limit.burst or limit.requests) / self.rate if self.rate else PERIOD
+        self.period = min(PERIOD, max(fills / 4, 0.01))
 
     def available(self, now: float) -> int:
         """Whole tokens there are."""
@@ -71,6 +78,7 @@ class Upstream:
     def __init__(self, share: Share, limit: RateLimit) -> None:
         self._share = share
         self._limit = limit
+        self.period = PERIOD
 
     @property
     def consumers(self) -> int:
@@ -121,7 +129,7 @@ class Allocator:
         self._at = now
         self._heard_of = 0
         self._heard_until = now + FORGET
-        self.deadline = now + PERIOD
+        self.deadline = now + self._source.period
 
     @property
     def rate(self) -> float:
@@ -157,7 +165,7 @@ class Allocator:
 
     def round(self, now: float) -> dict[str, Grant]:
         """Deal out what there is among those waiting: grants to be sent."""
-        self.deadline = now + PERIOD
+        self.deadline = now + self._source.period
         if now >= self._heard_until:
             self._heard_of = 0
         live = 0
@@ -176,9 +184,10 @@ class Allocator:
         if not wanting or not spare:
             return {}
         dealt = max_min(spare, wanting, sorted(wanting, key=lambda name: self._consumers[name].favoured))
+        level = min((tokens for name, tokens in dealt.items() if tokens < wanting[name]), default=spare)
         for name, tokens in dealt.items():
             consumer = self._consumers[name]
-            if 0 < tokens < consumer.wanted:
+            if tokens > level:
                 self._odd += 1
                 consumer.favoured = self._odd
             consumer.wanted -= tokens
@@ -245,11 +254,16 @@ class Branch:
 def max_min(available: int, wanted: Mapping[str, int], order: Iterable[str]) -> dict[str, int]:
     """Divide whole tokens max-min fairly; those that don't divide go to the first in `order` who want more."""
     dealt: dict[str, int] = {}
-    level, left = 0, available
-    for position, name in enumerate(sorted(wanted, key=wanted.__getitem__)):
-        level = min(wanted[name], left // (len(wanted) - position))
-        dealt[name] = level
-        left -= level
+    left = available
+    ascending = sorted(wanted, key=wanted.__getitem__)
+    for position, name in enumerate(ascending):
+        level = left // (len(ascending) - position)
+        if wanted[name] > level:
+            dealt |= dict.fromkeys(ascending[position:], level)
+            left -= level * (len(ascending) - position)
+            break
+        dealt[name] = wanted[name]
+        left -= wanted[name]
     for name in order:
         if not left:
             break

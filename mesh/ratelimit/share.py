@@ -46,7 +46,7 @@ class Grant:
 
 
 class Share:
-    """One consumer's. Send `report` at `due` (which `take` may bring forward), hand its answers to `granted`."""
+    """One consumer's. Send `report` at `due`, which `take` and `granted` may bring forward; answers go to `granted`."""
 
     __slots__ = (
         "_alone",
@@ -54,6 +54,7 @@ class Share:
         "_demand",
         "_limit",
         "_missed",
+        "_outstanding",
         "_plenty",
         "_rate",
         "_silent_at",
@@ -82,7 +83,7 @@ class Share:
         self._missed = self._waiting = 0
         """Requests that found no token, in this period and in the one before: those held are among them."""
         self._since = now
-        self._target = 0
+        self._target = self._outstanding = 0
         self._told = False
 
     def take(self, now: float, *, again: bool = False) -> bool:
@@ -130,7 +131,9 @@ class Share:
         self._silent_at = now + SILENCE
         self._alone = None
         self._asked = False
-        if self.stock < self._missed + self._waiting or self.stock * 2 < self._target:
+        self._outstanding -= min(self._outstanding, grant.tokens)
+        coming = self.stock + self._outstanding  # what is outstanding, nobody needs to be told again
+        if coming < self._missed + self._waiting or coming * 2 < self._target:
             self.hurry(now)
 
     def available(self, now: float) -> int:
@@ -168,6 +171,7 @@ class Share:
         returned = max(self.stock - 2 * target, 0)
         self.stock -= returned
         wanted = max(target + self._missed + self._waiting - self.stock, 0)
+        self._outstanding = wanted
         busy = wanted or rate * SILENCE >= 1
         self.due = now + (PERIOD if busy else SILENCE / 4)
         self._asked = True

@@ -1,0 +1,204 @@
+"""One limit for all nodes, simulated: kept, used up, fair, and still kept while the controller is away."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mesh.ratelimit import Allocator, Branch, Bucket, Grant, Report, Share
+from mesh.ratelimit.allocator import FORGET, max_min
+from mesh.ratelimit.share import SILENCE
+from mesh.traffic import RateLimit
+
+from .shared_limit import Mesh
+
+TEN = RateLimit("ten", requests=10, shared=True)
+
+
+@st.composite
+def demands(draw: st.DrawFn, nodes: int = 50) -> list[list[float]]:
+    """Of each worker; uneven, some idle; at most 600 a second in all."""
+    count = draw(st.integers(1, nodes))
+    workers = draw(st.sampled_from([1, 1, 2, 3]))
+    shares = [[draw(st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0])) for _ in range(workers)] for _ in range(count)]
+    total = draw(st.floats(0.5, 600))
+    scale = total / (sum(map(sum, shares)) or 1.0)
+    return [[share * scale for share in node] for node in shares]
+
+
+@given(
+    demands(),
+    st.sampled_from([(1, 1.0, 0), (10, 1.0, 0), (100, 1.0, 10), (100, 1.0, 0), (300, 1.0, 100), (1_200, 60.0, 40)]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+def test_all_nodes_together_admit_what_one_bucket_in_one_place_would(
+    rates: list[list[float]], limit: tuple[int, float, int], seed: int
+) -> None:
+    """Within 5 % over a minute, be the demand over the limit or below it; and never more than the limit."""
+    requests, seconds, burst = limit
+    mesh = Mesh(RateLimit("r", requests, seconds, burst, shared=True), rates, seed)
+    mesh.run(60.0)
+    admitted, alone = len(mesh.admitted), len(mesh.one_bucket())
+    assert admitted <= (burst or requests) + requests / seconds * 60.0
+    assert 0.95 * alone - 3 <= admitted <= 1.05 * alone + 3
+
+
+@pytest.mark.parametrize(("nodes", "workers", "limit"), [(1, 1, 100), (10, 4, 200), (50, 1, 10), (50, 2, 300)])
+def test_below_the_limit_whatever_comes_is_admitted(nodes: int, workers: int, limit: int) -> None:
+    rate = 0.5 * limit / nodes / workers
+    mesh = Mesh(RateLimit("r", limit, shared=True), [[rate] * workers] * nodes, 7)
+    mesh.run(60.0)
+    assert len(mesh.admitted) >= 0.99 * len(mesh.arrived)
+
+
+def test_over_the_limit_each_gets_what_it_wants_or_as_much_as_any_other() -> None:
+    mesh = Mesh(RateLimit("r", 100, shared=True), [[5.0], [10.0], [200.0], [400.0], [50.0]], 3)
+    mesh.run(60.0)
+    got = Counter(node for when, node in mesh.admitted if when >= 10.0)
+    per_second = [got[node] / 50.0 for node in range(5)]
+    assert per_second == [
+        pytest.approx(5.0, rel=0.25),
+        pytest.approx(10.0, rel=0.25),
+        *[pytest.approx(28.3, rel=0.1)] * 3,
+    ]
+
+
+@pytest.mark.parametrize(("nodes", "workers"), [(1, 1), (7, 1), (50, 1), (5, 3)])
+def test_while_the_controller_is_away_each_keeps_to_its_part_and_all_to_the_limit(nodes: int, workers: int) -> None:
+    mesh = Mesh(RateLimit("r", 60, shared=True), [[400.0 / nodes / workers] * workers] * nodes, 11)
+    mesh.run(10.0)
+    mesh.cut = set(range(nodes))
+    mesh.run(40.0)
+    within = mesh.count_admitted(10.0 + SILENCE, 40.0)
+    assert within <= 60 * (30.0 - SILENCE) + nodes * workers
+    assert within >= 0.75 * 60 * (30.0 - SILENCE)  # a bucket for one token is sometimes full before the next request
+    mesh.cut = set()
+    mesh.run(60.0)
+    assert 0.95 * 60 * 17 <= mesh.count_admitted(43.0, 60.0) <= 1.05 * 60 * 17
+    assert len(mesh.admitted) <= 60 + 60 * 60.0
+
+
+def test_a_node_that_is_cut_off_has_its_part_kept_for_it_and_then_given_to_others() -> None:
+    mesh = Mesh(RateLimit("r", 100, shared=True), [[100.0]] * 4, 5)
+    mesh.run(10.0)
+    mesh.cut = {0}
+    mesh.run(10.0 + FORGET)
+    assert mesh.count_admitted(13.0, 10.0 + FORGET) <= 1.05 * 100 * (FORGET - 3.0)
+    mesh.run(40.0)
+    others = [when for when, node in mesh.admitted if node and 22.0 <= when < 40.0]
+    assert len(others) >= 0.95 * 100 * 18
+
+
+def test_a_controller_that_takes_over_does_not_exceed_the_limit_for_those_it_has_not_heard_of_yet() -> None:
+    mesh = Mesh(RateLimit("r", 100, shared=True), [[100.0]] * 5, 5)
+    mesh.run(10.0)
+    mesh.restart_controller()
+    mesh.cut = {3, 4}
+    mesh.run(10.0 + FORGET)
+    assert mesh.count_admitted(13.0, 10.0 + FORGET) <= 1.05 * 100 * (FORGET - 3.0)
+    mesh.cut = set()
+    mesh.run(40.0)
+    assert 0.95 * 100 * 17 <= mesh.count_admitted(23.0, 40.0) <= 1.05 * 100 * 17
+
+
+def test_an_idle_consumer_says_little_and_returns_what_it_has_no_use_for() -> None:
+    share = Share(TEN, 0.0)
+    share.granted(Grant(9, 1), 0.0)
+    report = share.report(0.1)
+    assert (report.wanted, report.returned, share.stock) == (0, 5, 4)  # two for a quarter of the burst, twice over
+    assert share.due == 0.1 + SILENCE / 4
+    assert not share.alone
+
+
+def test_a_consumer_that_is_told_nothing_from_the_start_has_its_part_of_what_it_was_told_at_its_birth() -> None:
+    share = Share(TEN, 0.0, consumers=5)
+    assert not share.take(1.0)
+    assert share.worth_waiting
+    assert share.report(1.0).consumers == 0
+    assert not share.take(2.0)
+    assert share.alone
+    assert not share.worth_waiting
+    assert share.take(2.5)
+    assert not share.take(2.5)
+    share.granted(Grant(0, 3, plenty=False), 3.0)
+    assert not share.take(3.5)
+    assert share.report(4.0).consumers == 3
+
+
+def test_a_consumer_asks_at_once_when_it_runs_low_but_not_twice() -> None:
+    share = Share(TEN, 0.0)
+    share.granted(Grant(3, 1), 0.0)
+    share.report(0.0)
+    assert share.due > 0.2
+    assert share.take(0.1)
+    share.granted(Grant(0, 1), 0.15)
+    assert share.take(0.2)
+    assert share.take(0.2)
+    assert share.due == 0.2
+    assert share.report(0.2).wanted == 2
+    assert not share.take(0.21)
+    share.granted(Grant(0, 1), 0.22)
+    assert share.due > 0.29
+    assert not share.take(0.23)
+    assert share.due == 0.23
+
+
+def test_odd_tokens_go_round() -> None:
+    root = Allocator(Bucket(TEN, 0.0, empty=True), 0.0)
+    got: Counter[str] = Counter()
+    now = 0.0
+    for _ in range(30):
+        for name in ("a", "b", "c"):
+            assert root.report(name, Report(5.0, 5), now).tokens == 0
+        now += 0.1
+        assert now >= root.deadline - 0.01
+        for name, grant in root.round(now).items():
+            got[name] += grant.tokens
+            assert grant.plenty is False
+            assert grant.consumers == 3
+    assert sorted(got.values()) in ([9, 10, 10], [10, 10, 10], [9, 9, 10], [9, 10, 11])
+
+
+def test_who_leaves_is_waited_for_no_more() -> None:
+    root = Allocator(Bucket(TEN, 0.0, empty=True), 0.0)
+    root.report("a", Report(5.0, 5), 0.0)
+    root.report("b", Report(5.0, 5), 0.0)
+    root.leave("a")
+    root.leave("nobody")
+    assert (root.pending, root.consumers) == (5, 1)
+    assert root.round(0.5) == {"b": Grant(5, 1)}
+    branch = Branch(TEN, 0.0)
+    branch.report("a", Report(5.0, 5), 0.0)
+    branch.leave("a")
+    assert branch.report_up(0.0).wanted == 2
+
+
+def test_what_is_returned_can_be_given_to_another_and_is_never_more_than_the_burst() -> None:
+    root = Allocator(Bucket(TEN, 0.0), 0.0)
+    assert root.report("a", Report(0.0, 10), 0.0) == Grant(10, 1)
+    assert root.report("b", Report(0.0, 4), 0.0) == Grant(0, 2, plenty=False)
+    assert root.report("a", Report(0.0, 0, returned=6), 0.0) == Grant(0, 2, plenty=False)
+    assert root.round(0.0) == {"b": Grant(4, 2)}
+    root.report("a", Report(0.0, 0, returned=1_000), 0.0)
+    assert root.report("b", Report(0.0, 11), 0.0).tokens == 0
+    assert root.report("b", Report(0.0, 10), 0.0).tokens == 10
+
+
+@given(
+    st.integers(0, 60),
+    st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 20), min_size=1),
+)
+def test_whole_tokens_are_divided_max_min_fairly(available: int, wanted: dict[str, int]) -> None:
+    """The model deals them out one at a time, each to who has least of those who want more."""
+    dealt = max_min(available, wanted, sorted(wanted))
+    one_by_one = dict.fromkeys(wanted, 0)
+    for _ in range(available):
+        hungry = [name for name in sorted(wanted) if one_by_one[name] < wanted[name]]
+        if not hungry:
+            break
+        one_by_one[min(hungry, key=one_by_one.__getitem__)] += 1
+    assert dealt == one_by_one
