@@ -110,7 +110,7 @@ class Http1Client:
 
     def head(self, request: Request) -> None:
         """See `Call`."""
-        self._parser.expect(request.method)
+        self._parser.expect(request.method, request.upgrade)
         self._chunked = request.length < 0
         self._raw = False
         self.transport.write(write_request(request))

@@ -9,9 +9,10 @@ from collections.abc import Collection
 from mesh.balance import Host, Hosts
 from mesh.model import Service
 from mesh.retry import Budget
-from mesh.route import Router
+from mesh.route import Router, limits
 from mesh.snapshot import Snapshot
 from mesh.traffic import LoadBalancing, RetryBudget, Route, TrafficPolicy
+from noded.data.http.traffic import Traffic
 from noded.data.node import Node
 
 _BALANCING, _BUDGET = LoadBalancing(), RetryBudget()
@@ -25,6 +26,9 @@ class Destination:
         self.policy: TrafficPolicy | None = None
         self.hosts = Hosts(_BALANCING)
         self.budget = Budget(_BUDGET)
+        self.limits = limits(None, None)
+        """Of requests that no route takes."""
+        self.traffic: Traffic | None = None
         self._seen: tuple[object, ...] = ()
         self._routers: dict[str, tuple[tuple[Route, ...], Router | None]] = {}
 
@@ -39,6 +43,9 @@ class Destination:
             balancing = (policy and policy.load_balancing) or _BALANCING
             self.hosts = Hosts(balancing)
             self.budget = Budget((policy and policy.retry_budget) or _BUDGET)
+            self.limits = limits(None, policy)
+            self.traffic = Traffic(policy, self.hosts, 1) if policy is not None else None
+            self._routers.clear()
         self._seen, self.service, self.policy = seen, service, policy
         index = next(i for i, port in enumerate(service.ports) if port.port == self.port)
         self.hosts.update(
@@ -50,7 +57,7 @@ class Destination:
         routes = snapshot.routes_at(self.service.key, self.port)
         known = self._routers.get(namespace)
         if known is None or known[0] is not routes:
-            known = routes, Router.of(routes, namespace, self.service.namespace) if routes else None
+            known = routes, Router.of(routes, namespace, self.service.namespace, self.policy) if routes else None
             self._routers[namespace] = known
         return known[1]
 
@@ -80,6 +87,12 @@ class Destinations:
             found = self._all[service, port] = Destination(known, port)
             found.refresh(snapshot, self._node.workloads, time.monotonic())
         return found
+
+    def tick(self, now: float) -> None:
+        """Call every 5 s."""
+        for destination in self._all.values():
+            if destination.traffic is not None:
+                destination.traffic.tick(now)
 
     def _forget(self, snapshot: Snapshot) -> None:
         """There is a new snapshot: drop what is gone, refresh the rest."""

@@ -216,6 +216,13 @@ class Exchange:
         self.responder.end([])
         self.finish()
 
+    def reply_with(self, response: Response, reason: str) -> None:
+        """Answer with a head of our own, without a body."""
+        self.reason = reason
+        self.answer(response)
+        self.responder.end([])
+        self.finish()
+
     def expired(self) -> None:
         """The time for the whole exchange is up."""
         self.reply(504, "UT", "the request took too long")

@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING
 
 from mesh import retry
 from mesh.balance import Host
-from mesh.message import Request, Response
+from mesh.message import Headers, Request, Response
+from mesh.paths import normalise
 from mesh.retry import Outcome
-from mesh.route import Matched, choose_backend
-from mesh.traffic import RetryPolicy
+from mesh.route import (
+    Limits,
+    Matched,
+    choose_backend,
+    cors_headers,
+    edit_headers,
+    mirrors,
+    preflight_response,
+    redirect_response,
+    rewrite_request,
+    set_cors,
+)
+from mesh.traffic import Backend, RetryPolicy, RouteRule
 from noded.data.http.destinations import Destination
 from noded.data.http.exchange import Exchange
+from noded.data.http.mirror import MirrorExchange
 from noded.data.http.server import Responder
 
 if TYPE_CHECKING:
@@ -21,7 +34,8 @@ if TYPE_CHECKING:
     from noded.data.http.session import OutboundSession
     from noded.data.timers import Timer
 
-_STALE = RetryPolicy(attempts=1, codes=())
+_NONE = Limits()
+_STALE = Limits(retries=RetryPolicy(attempts=1, codes=()))
 """An idle connection that the backend closed just when it was used again: an idempotent request goes once more."""
 
 
@@ -30,10 +44,14 @@ class OutboundExchange(Exchange):
 
     __slots__ = (
         "attempt",
+        "backend",
+        "cookie",
+        "copies",
+        "cors",
         "destination",
         "host",
+        "limits",
         "matched",
-        "policy",
         "session",
         "tried",
         "tried_at",
@@ -50,41 +68,122 @@ class OutboundExchange(Exchange):
         self.tried_at = 0.0
         self.try_timer: Timer | None = None
         self.attempt = 0
-        self.policy: RetryPolicy | None = None
+        self.limits = _NONE
+        self.backend: Backend | None = None
+        self.cors: Headers | None = None
+        """What the answer is to say of CORS."""
+        self.cookie = b""
+        """To be set, so that the client comes to the same endpoint again."""
+        self.copies: tuple[MirrorExchange, ...] = ()
 
     def begin(self) -> None:
         """Route it, and make the first try."""
-        session, request = self.session, self.request
-        destinations = self.proxy.destinations
-        destination = destinations.at(session.service, session.port)
+        session, request, proxy = self.session, self.request, self.proxy
+        destination = self.destination = proxy.destinations.at(session.service, session.port)
         if destination is None:
             self.reply(503, "NC", "the service is gone")
             return
-        router = destination.router(self.proxy.node.snapshot, session.namespace)
-        rule = None
-        if router is not None:
+        try:
+            request.path = normalise(request.path, proxy.normalization)
+        except ValueError as error:
+            self.reply(400, "DPE", str(error))
+            return
+        router = destination.router(proxy.node.snapshot, session.namespace)
+        if router is None:
+            limits = destination.limits
+        else:
             matched = self.matched = router.match(request)
             if matched is None:
                 self.reply(404, "NR", "no route of the service matches the request")
                 return
-            rule = matched.rule
-            if rule.backends:
-                backend = choose_backend(rule, random.random())
-                if backend is None or backend.invalid:
-                    self.reply(500, "NC", backend.invalid if backend else "no backend has a weight")
-                    return
-                destination = destinations.at(backend.service, backend.port)
-                if destination is None:
-                    self.reply(500, "NC", f"service {backend.service} has no port {backend.port}")
-                    return
-        self.destination = destination
-        policy = destination.policy
-        self.policy = retry.policy_of(rule.retry if rule else None, policy.retries if policy else None)
-        timeout = (rule.timeout if rule else 0.0) or (policy.timeout if policy else 0.0)
-        if timeout:
-            self.timer = self.proxy.timers.after(timeout, self.expired)
-        destination.budget.request(self.started)
-        self._try()
+            limits = matched.limits
+            if not self._routed(matched):
+                return
+            destination = self.destination
+            assert destination is not None
+        self.limits = limits
+        if limits.timeout:
+            self.timer = proxy.timers.after(limits.timeout, self.expired)
+        if (traffic := destination.traffic) is not None and not traffic.admits(self):
+            return
+        self.go()
+
+    def go(self) -> None:
+        """Make the first try."""
+        if not self.done:
+            assert self.destination is not None
+            self.destination.budget.request(self.started)
+            self._try()
+
+    def _routed(self, matched: Matched) -> bool:
+        """Do what the rule says; False if the request is answered by that."""
+        rule, request = matched.rule, self.request
+        if rule.cors is not None:
+            preflight = preflight_response(request, rule.cors)
+            if preflight is not None:
+                self.reply_with(preflight, "preflight")
+                return False
+            self.cors = cors_headers(request, rule.cors)
+        if rule.redirect is not None:
+            self.reply_with(
+                redirect_response(request, rule.redirect, b"http", self.session.port, matched.match), "redirect"
+            )
+            return False
+        if rule.request_headers is not None:
+            edit_headers(request.headers, rule.request_headers)
+        if rule.rewrite is not None:
+            rewrite_request(request, rule.rewrite, matched.match)
+        if rule.mirrors:
+            self._mirror(rule)
+        if rule.backends:
+            backend = self.backend = choose_backend(rule, random.random())
+            if backend is None or backend.invalid:
+                self.reply(500, "NC", backend.invalid if backend else "no backend has a weight")
+                return False
+            self.destination = self.proxy.destinations.at(backend.service, backend.port)
+            if self.destination is None:
+                self.reply(500, "NC", f"service {backend.service} has no port {backend.port}")
+                return False
+            if backend.request_headers is not None:
+                edit_headers(request.headers, backend.request_headers)
+        return True
+
+    def _mirror(self, rule: RouteRule) -> None:
+        for mirror in mirrors(rule, random.random()):
+            backend = mirror.backend
+            destination = None if backend.invalid else self.proxy.destinations.at(backend.service, backend.port)
+            if destination is None:
+                self.proxy.node.tracker.count("mirrors_failed")
+                continue
+            copy = MirrorExchange(self.session, destination, self.request)
+            if backend.request_headers is not None:
+                edit_headers(copy.request.headers, backend.request_headers)
+            self.copies += (copy,)
+            copy.begin()
+
+    def on_body(self, data: bytes) -> None:
+        """See `Exchange`."""
+        for copy in self.copies:
+            copy.on_body(data)
+        super().on_body(data)
+
+    def on_end(self, trailers: Headers) -> None:
+        """See `Exchange`."""
+        for copy in self.copies:
+            copy.on_end(trailers)
+        super().on_end(trailers)
+
+    def answer(self, response: Response) -> None:
+        """See `Exchange`."""
+        if self.backend is not None and self.backend.response_headers is not None:
+            edit_headers(response.headers, self.backend.response_headers)
+        if self.matched is not None and self.matched.rule.response_headers is not None:
+            edit_headers(response.headers, self.matched.rule.response_headers)
+        if self.cors is not None:
+            set_cors(response, self.cors)
+        if self.cookie:
+            response.headers.append((b"set-cookie", self.cookie))
+        super().answer(response)
 
     # -- tries --------------------------------------------------------------------------------------------------------
 
@@ -94,27 +193,26 @@ class OutboundExchange(Exchange):
         destination = self.destination
         assert destination is not None
         now = self.tried_at = time.monotonic()
-        host = destination.pick(now, None, self.tried)
+        traffic = destination.traffic
+        host = destination.pick(now, traffic.hash_key(self) if traffic is not None else None, self.tried)
         if host is None:
+            self.tried_at = 0.0
             self.reply(503, "UH", "the service has no endpoint for this port")
             return
         self.host = host
+        if traffic is not None and not traffic.enter():
+            self.tried_at = 0.0
+            self.reply(503, "UO", "the circuit breaker is open: too many requests are under way")
+            return
         host.started()
         upstream = self.proxy.upstreams.to(self.session.local, destination.service, host.address, host.port, host.uid)
         call = upstream.call(self)
         if isinstance(call, str):
             self._failed(Outcome.NEVER_SENT, "UF", call)
             return
-        per_try = self._per_try()
-        if per_try:
-            self.try_timer = self.proxy.timers.after(per_try, self._try_expired)
+        if self.limits.try_timeout:
+            self.try_timer = self.proxy.timers.after(self.limits.try_timeout, self._try_expired)
         self.send(call)
-
-    def _per_try(self) -> float:
-        rule = self.matched.rule if self.matched else None
-        if rule is not None and rule.backend_timeout:
-            return rule.backend_timeout
-        return self.policy.per_try_timeout if self.policy else 0.0
 
     def _try_expired(self) -> None:
         if self.done or self.response is not None:
@@ -134,8 +232,8 @@ class OutboundExchange(Exchange):
             self.reply(503, flags, reason)
             return
         outcome = Outcome.NO_ANSWER if call.established else Outcome.NEVER_SENT
-        if call.carried > 1 and outcome is Outcome.NO_ANSWER and self.policy is None:
-            self.policy = _STALE
+        if call.carried > 1 and outcome is Outcome.NO_ANSWER and self.limits.retries is None:
+            self.limits = _STALE
         self._failed(outcome, flags, reason)
 
     def _failed(self, outcome: Outcome, flags: str, reason: str) -> None:
@@ -143,16 +241,21 @@ class OutboundExchange(Exchange):
         self._over(False)
         if self._again(outcome):
             return
-        self.reply(504 if outcome is Outcome.TIMEOUT else 502 if flags == "UPE" else 503, flags, reason)
+        status = 504 if outcome is Outcome.TIMEOUT else 502 if flags == "UPE" else 503
+        self.reply(status, f"{flags},URX" if self._exhausted else flags, reason)
+
+    @property
+    def _exhausted(self) -> bool:
+        """Whether it was tried as often as it may be."""
+        retries = self.limits.retries
+        return retries is not None and self.limits is not _STALE and self.attempt >= retries.attempts
 
     def _again(self, outcome: Outcome, status: int = 0) -> bool:
         """Whether there will be another try."""
-        policy, destination = self.policy, self.destination
+        policy, destination = self.limits.retries, self.destination
         if self.kept is None or policy is None or destination is None:
             return False
         if not retry.may_retry(self.request.method, outcome, policy, self.attempt, status):
-            if self.attempt >= policy.attempts and policy is not _STALE:
-                self.flags = "URX"
             return False
         if not destination.budget.take(time.monotonic()):
             self.proxy.node.tracker.count("retries_over_budget")
@@ -160,7 +263,7 @@ class OutboundExchange(Exchange):
         self.proxy.node.tracker.count("retries")
         if self.host is not None:
             self.tried += (self.host,)
-        wait = retry.backoff(policy, self.attempt, random.random()) if policy is not _STALE else 0.0
+        wait = retry.backoff(policy, self.attempt, random.random()) if self.limits is not _STALE else 0.0
         self.attempt += 1
         self.proxy.timers.after(wait, self._try)
         return True
@@ -169,7 +272,8 @@ class OutboundExchange(Exchange):
         """See `Exchange`."""
         if self.done:
             return
-        if self.policy is not None and response.status in self.policy.codes:
+        retries = self.limits.retries
+        if retries is not None and response.status in retries.codes:
             call = self.call
             if self._again(Outcome.ANSWERED, response.status):
                 self._over(False)
@@ -177,6 +281,8 @@ class OutboundExchange(Exchange):
                 if call is not None:
                     call.cancel()
                 return
+            if self._exhausted:
+                self.flags = "URX"
         if self.try_timer is not None:
             self.try_timer.cancel()
             self.try_timer = None
@@ -191,6 +297,8 @@ class OutboundExchange(Exchange):
             now = time.monotonic()
             host.finished(now - self.tried_at, ok, now)
             self.tried_at = 0.0
+            if self.destination is not None and self.destination.traffic is not None:
+                self.destination.traffic.leave(host, ok, now)
 
     def finish(self) -> None:
         """See `Exchange`."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mesh.detect import HTTP1, OPAQUE, protocol
+from mesh.paths import Normalization
 from mesh.snapshot import Vip
 from noded.data.dial import Dialler
 from noded.data.http.destinations import Destinations
@@ -34,6 +36,7 @@ class HttpProxy:
         self.destinations = Destinations(node)
         self.seen = Seen(node)
         self.sessions: set[Session] = set()
+        self.normalization = Normalization.BASE
 
     def concerns(self, vip: Vip) -> bool:
         """Whether connections to this port of a service may be HTTP, and it makes a difference here."""
@@ -86,3 +89,4 @@ class HttpProxy:
         for session in list(self.sessions):
             session.tick()
         self.upstreams.tick()
+        self.destinations.tick(time.monotonic())

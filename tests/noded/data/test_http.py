@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,28 @@ import pytest
 import trio
 
 from mesh.model import Action, Endpoint, Operation, Policy, Rule, Service, ServicePort
-from mesh.traffic import Backend, Compare, Parent, Retry, Route, RouteMatch, RouteRule
+from mesh.traffic import (
+    Backend,
+    Balance,
+    CircuitBreaker,
+    Compare,
+    Cors,
+    Fault,
+    HashOn,
+    HeaderEdit,
+    LoadBalancing,
+    Mirror,
+    Parent,
+    PathEdit,
+    Redirect,
+    Retry,
+    Rewrite,
+    Route,
+    RouteMatch,
+    RouteRule,
+    TrafficPolicy,
+    ValueMatch,
+)
 from tests.noded.data.lab import Lab, Pod, lab, read_all, server
 
 pytestmark = pytest.mark.root
@@ -236,3 +258,221 @@ async def test_plaintext_is_read_where_a_policy_asks_for_requests(pair: tuple[La
         await made.publish()
         assert (await trio.to_thread.run_sync(direct)).startswith(b"HTTP/1.1 200 ")
     assert len(web.heads) == 1
+
+
+def route(*rules: RouteRule) -> Route:
+    return Route("HTTPRoute", "r", "shop", (Parent("shop/web"),), rules)
+
+
+async def test_filters_edit_requests_and_responses(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.routes = (
+        route(
+            RouteRule(
+                (RouteMatch("/old"),),
+                request_headers=HeaderEdit(set=(("x-set", "1"),), remove=("x-secret",)),
+                response_headers=HeaderEdit(add=(("x-seen", "yes"),)),
+                rewrite=Rewrite("other.example", PathEdit.PREFIX, "/new"),
+            ),
+            RouteRule((RouteMatch("/gone"),), redirect=Redirect("https", "there.example", status=301)),
+            RouteRule((RouteMatch("/shared"),), cors=Cors(("https://a.example",), ("PUT",))),
+        ),
+    )
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        answer = await asked(client, b"GET /old/x?q HTTP/1.1\r\nHost: web\r\nX-Secret: s\r\n\r\n")
+        assert b"\r\nx-seen: yes\r\n" in answer
+        head = web.heads[0].split(b"\r\n")
+        assert head[:2] == [b"GET /new/x?q HTTP/1.1", b"host: other.example"]
+        assert b"x-set: 1" in head
+        assert not any(b"secret" in line for line in head)
+        answer = await asked(client, b"GET /gone HTTP/1.1\r\nHost: web\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 301 ")
+        assert b"\r\nlocation: https://there.example/gone\r\n" in answer
+        preflight = b"OPTIONS /shared HTTP/1.1\r\nHost: web\r\nOrigin: https://a.example\r\n"
+        answer = await asked(client, preflight + b"Access-Control-Request-Method: PUT\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 204 ")
+        assert b"\r\naccess-control-allow-origin: https://a.example\r\n" in answer
+    assert len(web.heads) == 1
+
+
+async def test_a_mirror_gets_a_copy_and_holds_nothing_up(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    other = made.pod("other")
+    await made.enrol(other)
+    made.services = (service(pod), service(other, name="other", vip="10.96.0.2"))
+    made.routes = (route(RouteRule(mirrors=(Mirror(Backend("shop/other", 80)),))),)
+    await made.publish()
+    web, copy = Web(), Web(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+    with server(pod, 8080, web), server(other, 8080, copy):
+        answer = await asked(client, b"POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        with trio.fail_after(20):
+            while not copy.bodies:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+    assert copy.bodies == web.bodies == [b"hello"]
+    assert len(await logged(client)) == 1
+
+
+async def test_time_limits_end_a_try_and_the_whole(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.routes = (
+        route(
+            RouteRule((RouteMatch("/whole"),), timeout=0.2),
+            RouteRule((RouteMatch("/try"),), backend_timeout=0.1, retry=Retry(2, (), 0.001)),
+        ),
+    )
+    await made.publish()
+    tries: list[bytes] = []
+
+    def silent(connection: socket.socket) -> None:
+        tries.append(connection.recv(4096))
+        connection.recv(1)
+
+    with server(pod, 8080, silent):
+        assert (await asked(client, b"GET /whole HTTP/1.1\r\nHost: web\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+        assert len(tries) == 1
+        assert (await asked(client, b"GET /try HTTP/1.1\r\nHost: web\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+        assert len(tries) == 4
+        assert (await asked(client, b"POST /try HTTP/1.1\r\nHost: web\r\n\r\n")).startswith(b"HTTP/1.1 504 ")
+        assert len(tries) == 5, "what is not idempotent was repeated"
+    assert [line["response_flags"] for line in await logged(client, 3)] == ["UT", "UT,URX", "UT"]
+
+
+async def test_faults_delay_and_abort(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    matched = (ValueMatch("x-fault", "yes"),)
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", fault=Fault(0.1, 10_000, 418, 10_000, matched)),)
+    await made.publish()
+    with server(pod, 8080, Web()):
+        assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
+        answer = await asked(client, b"GET / HTTP/1.1\r\nHost: web\r\nX-Fault: yes\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 418 ")
+    line = (await logged(client, 2))[1]
+    assert line["response_flags"] == "FI"
+    assert line["duration_ms"] >= 100
+
+
+async def test_the_circuit_breaker_bounds_what_is_under_way(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", circuit_breaker=CircuitBreaker(max_requests=1)),)
+    await made.publish()
+    started, go = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        connection.recv(4096)
+        started.set()
+        go.wait(20)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    with server(pod, 8080, slow):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asked, client, GET)
+            await trio.to_thread.run_sync(started.wait, 20)
+            assert (await asked(client, GET)).startswith(b"HTTP/1.1 503 ")
+            go.set()
+        assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
+    assert sorted(line["response_flags"] for line in await logged(client, 3)) == ["-", "-", "UO"]
+
+
+async def test_a_cookie_keeps_a_client_at_one_endpoint(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    other = made.pod("other")
+    await made.enrol(other)
+    made.services = (service(pod, other),)
+    balancing = LoadBalancing(Balance.MAGLEV, HashOn(cookie="stick"))
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", load_balancing=balancing),)
+    await made.publish()
+    web, second = Web(), Web()
+    with server(pod, 8080, web), server(other, 8080, second):
+        answer = await asked(client, GET)
+        (line,) = [line for line in answer.split(b"\r\n") if line.startswith(b"set-cookie: stick=")]
+        cookie = line.split(b": ")[1].split(b";")[0]
+        for _ in range(6):
+            answer = await asked(client, b"GET / HTTP/1.1\r\nHost: web\r\nCookie: a=b; %b\r\n\r\n" % cookie)
+            assert b"set-cookie" not in answer
+    assert sorted((len(web.heads), len(second.heads))) == [0, 7]
+
+
+async def test_an_upgraded_connection_carries_bytes_both_ways(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+
+    def websocket(connection: socket.socket) -> None:
+        head = connection.recv(4096)
+        assert b"upgrade: websocket" in head.lower()
+        connection.sendall(b"HTTP/1.1 101 OK\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nfirst")
+        while data := connection.recv(4096):
+            connection.sendall(data[::-1])
+
+    def talk() -> bytes:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(b"GET /ws HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            data = b""
+            while not data.endswith(b"first"):
+                data += sock.recv(4096)
+            assert data.startswith(b"HTTP/1.1 101 ")
+            sock.sendall(b"\x81\x00abc")
+            assert sock.recv(4096) == b"cba\x00\x81"
+            sock.shutdown(socket.SHUT_WR)
+            return read_all(sock)
+
+    with server(pod, 8080, websocket):
+        assert await trio.to_thread.run_sync(talk) == b""
+
+
+async def test_a_refused_upgrade_leaves_an_ordinary_connection(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    web = Web()
+    with server(pod, 8080, web):
+        upgrade = b"GET /ws HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        assert (await asked(client, upgrade + GET)).count(b"HTTP/1.1 200 ") == 2
+    assert len(web.heads) == 2
+
+
+async def test_chunks_trailers_and_100_continue_pass(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    got: list[bytes] = []
+
+    def backend(connection: socket.socket) -> None:
+        head = connection.recv(4096)
+        assert b"expect: 100-continue" in head.lower()
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data = b""
+        while not data.endswith(b"\r\n\r\n"):
+            data += connection.recv(4096)
+        got.append(data)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n")
+        connection.sendall(b"3\r\nabc\r\n2\r\nde\r\n0\r\nx-sum: 5\r\n\r\n")
+
+    def talk() -> bytes:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert sock.recv(4096).startswith(b"HTTP/1.1 100 ")
+            sock.sendall(b"4\r\nbody\r\n0\r\n\r\n")
+            sock.shutdown(socket.SHUT_WR)
+            return read_all(sock)
+
+    with server(pod, 8080, backend):
+        answer = await trio.to_thread.run_sync(talk)
+    assert got == [b"4\r\nbody\r\n0\r\n\r\n"]
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"3\r\nabc\r\n2\r\nde\r\n0\r\nx-sum: 5\r\n\r\n")
+
+
+async def test_a_response_broken_off_is_broken_off_for_the_client_too(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+
+    def backend(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+
+    def talk() -> None:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(GET)
+            with pytest.raises(ConnectionResetError):
+                read_all(sock)
+
+    with server(pod, 8080, backend):
+        await trio.to_thread.run_sync(talk)
+    assert (await logged(client))[0]["response_flags"] == "UC"

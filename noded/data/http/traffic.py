@@ -1,0 +1,98 @@
+"""What a service's `TrafficPolicy` does to requests on their way: faults, circuit breaking, outliers, affinity."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from mesh.balance import Host, Hosts
+from mesh.circuit import Circuit
+from mesh.fault import FaultInjector
+from mesh.outlier import OutlierDetector
+from mesh.traffic import TrafficPolicy
+
+if TYPE_CHECKING:
+    from noded.data.http.outbound import OutboundExchange
+
+
+class Traffic:
+    """Of one port of a service that has a policy, in this worker."""
+
+    def __init__(self, policy: TrafficPolicy, hosts: Hosts, workers: int) -> None:
+        self.policy = policy
+        self._fault = FaultInjector(policy.fault) if policy.fault else None
+        self._circuit = Circuit(policy.circuit_breaker, workers) if policy.circuit_breaker else None
+        outliers = policy.outlier_detection
+        self._outliers = OutlierDetector(hosts, outliers, time.monotonic()) if outliers else None
+        balancing = policy.load_balancing
+        self._hash_on = balancing.hash_on if balancing else None
+
+    # -- before it is sent --------------------------------------------------------------------------------------------
+
+    def admits(self, exchange: OutboundExchange) -> bool:
+        """Whether the request may go on at once; else it is answered, or goes on later."""
+        if self._fault is None:
+            return True
+        injection = self._fault.choose(exchange.request, random.random(), random.random())
+        if injection is None:
+            return True
+        exchange.flags = "DI" if injection.delay else "FI"
+        exchange.proxy.node.tracker.count("faults")
+
+        def suffer() -> None:
+            if injection.abort:
+                exchange.reply(injection.abort, "FI", "a fault was injected", text="fault filter abort")
+            else:
+                exchange.go()
+
+        if injection.delay:
+            exchange.proxy.timers.after(injection.delay, suffer)
+        else:
+            suffer()
+        return False
+
+    # -- each try -----------------------------------------------------------------------------------------------------
+
+    def hash_key(self, exchange: OutboundExchange) -> bytes | None:
+        """What decides on the endpoint, where the balancing hashes."""
+        on = self._hash_on
+        if on is None:
+            return exchange.session.flow.client.encode()
+        request = exchange.request
+        if on.header and (value := request.header(on.header.encode())) is not None:
+            return value
+        if on.cookie:
+            name = on.cookie.encode()
+            if (value := _cookie(request.header(b"cookie"), name)) is not None:
+                return value
+            value = secrets.token_hex(16).encode()
+            age = b"; Max-Age=%d" % on.cookie_ttl if on.cookie_ttl else b""
+            exchange.cookie = b"%b=%b; Path=/; HttpOnly%b" % (name, value, age)
+            return value
+        return exchange.session.flow.client.encode()
+
+    def enter(self) -> bool:
+        """Whether one more request may be under way; `leave` then follows."""
+        return self._circuit is None or self._circuit.requests.enter()
+
+    def leave(self, host: Host, ok: bool, now: float) -> None:
+        """A try is over."""
+        if self._circuit is not None:
+            self._circuit.requests.leave()
+        if self._outliers is not None:
+            self._outliers.record(host, ok, now)
+
+    def tick(self, now: float) -> None:
+        """Call every few seconds."""
+        if self._outliers is not None:
+            self._outliers.tick(now)
+
+
+def _cookie(header: bytes | None, name: bytes) -> bytes | None:
+    for pair in (header or b"").split(b";"):
+        key, equals, value = pair.strip().partition(b"=")
+        if equals and key == name:
+            return value.strip(b'"')
+    return None
