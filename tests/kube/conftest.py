@@ -56,11 +56,11 @@ def mesh(cluster: Cluster) -> Iterator[Mesh]:
     """The mesh, installed once for all tests of it; uninstalling it leaves nothing."""
     made = Mesh(cluster)
     before = left(cluster)
-    made.ctl("install")
     try:
+        made.install()
         yield made
     finally:
-        made.ctl("uninstall", "--yes")
+        made.uninstall()
     eventually(lambda: left(cluster) == before)
 
 
@@ -81,9 +81,9 @@ def _shown(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that use a cluster need root. Those without the mesh are first: it stays until the end."""
+    """All that use a cluster need root. Those without the mesh are first: it stays until the last takes it away."""
     ours = {item: getattr(item, "fixturenames", ()) for item in items if Path(__file__).parent in item.path.parents}
     for item, fixtures in ours.items():
         if "cluster" in fixtures:
             item.add_marker(pytest.mark.root)
-    items.sort(key=lambda item: "mesh" in ours.get(item, ()))
+    items.sort(key=lambda item: ("mesh" in ours.get(item, ()), item.path.name == "test_uninstall.py"))

@@ -26,6 +26,18 @@ class Mesh:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self._installed = False
+
+    def install(self) -> None:
+        """Put it on the cluster."""
+        self._installed = True
+        self.ctl("install")
+
+    def uninstall(self) -> None:
+        """Take it away, if it is there."""
+        if self._installed:
+            self.ctl("uninstall", "--yes")
+            self._installed = False
 
     def ctl(self, *argv: str, expect: int = 0) -> str:
         """What meshctl prints."""
@@ -62,7 +74,8 @@ def left(cluster: Cluster) -> dict[str, str]:
     """What an installation might leave: CNI entries and programs, rules of the hosts, our objects."""
     look = (
         "cat /etc/cni/net.d/*; ls /etc/cni/net.d /opt/cni/bin | sort; "
-        "for t in raw nat mangle filter; do iptables-legacy-save -t $t | grep -i nodemesh; done; "
+        "for t in raw nat mangle filter; do iptables-legacy-save -t $t; ip6tables-legacy-save -t $t; done "
+        "| grep -i nodemesh; ip rule; ip -6 rule; "
         "ls /run/nodemesh /var/lib/cni/nodemesh 2>/dev/null; true"
     )
     found = {
@@ -71,8 +84,21 @@ def left(cluster: Cluster) -> dict[str, str]:
         ).stdout
         for host in cluster.spec.nodes
     }
-    found["namespace"] = cluster.kubectl("get", "namespace", "nodemesh-system", "--ignore-not-found", "-o", "name")
+    kinds = "namespace,crd,clusterrole,clusterrolebinding,priorityclass"
+    objects = cluster.kubectl("get", kinds, "-o", "name").splitlines()
+    found["objects"] = "\n".join(name for name in objects if "nodemesh" in name)
     return found
+
+
+def pod_networks(cluster: Cluster, node: str) -> dict[str, str]:
+    """Rules and routes in the network namespace of each of a node's pods."""
+    look = (
+        "for netns in /run/netns/*; do echo @$netns; nsenter --net=$netns sh -c '"
+        "iptables-legacy-save; ip6tables-legacy-save; ip rule; ip -6 rule; ip route show table all' "
+        "| grep -v -e ^# -e ^: -e ^[*] -e ^COMMIT; done"  # a table without rules is there once somebody has looked
+    )
+    found = subprocess.run(cluster.enter(node, ["sh", "-c", look]), capture_output=True, text=True, check=True).stdout
+    return {name: rest for name, _, rest in (part.partition("\n") for part in found.split("@")[1:])}
 
 
 def service(name: str, **spec: Any) -> dict[str, Any]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
+
 from kubebed.cluster import Cluster
 from kubebed.images import BUSYBOX
+from tests.kube import grpc_health
+from tests.kube.grpc_health import health
 from tests.kube.load import echo, held, load, unharmed
 from tests.kube.mesh import STRICT, Mesh, idle, service, vip
 from tests.kube.pods import Space, eventually, pod, space, web
@@ -51,8 +55,64 @@ def test_under_strict_kubelets_probes_pass_and_plaintext_does_not(mesh: Mesh, sh
         assert outside.fetch("outsider", f"{shop.address('by-tcp')}:8080") == ""
 
 
-def test_a_headless_service_and_an_init_container_work(mesh: Mesh, shop: Space) -> None:
-    shop.apply(service("web", clusterIP="None"))
+def test_under_strict_a_probe_fails_for_what_is_wrong_with_the_pod(mesh: Mesh, shop: Space) -> None:
+    shop.apply(STRICT)
+    probes: dict[str, dict[str, Any]] = {
+        "http": {"httpGet": {"port": 8080, "path": "/missing"}},
+        "tcp": {"tcpSocket": {"port": 9}},
+        "exec": {"exec": {"command": ["test", "-e", "/missing"]}},
+    }
+    for name, probe in probes.items():
+        server = web(name, "node-b")
+        server["spec"]["containers"][0]["readinessProbe"] = {**probe, "periodSeconds": 1}
+        shop.apply(server)
+    shop.kubectl("wait", "--for=condition=Initialized", *(f"pod/{name}" for name in probes))
+
+    def problems(name: str) -> str:
+        about = f"--field-selector=involvedObject.name={name}"
+        return shop.kubectl("get", "events", about, "-o", "jsonpath={..message}")
+
+    eventually(lambda: "statuscode: 404" in problems("http"))
+    eventually(lambda: "connection refused" in problems("tcp"))
+    eventually(lambda: "Readiness probe failed" in problems("exec"))
+    assert mesh.meshed(shop.name) == set(probes)
+    assert "True" not in shop.kubectl("get", "pods", "-o", 'jsonpath={..conditions[?(@.type=="Ready")].status}')
+    shop.run("http", "touch", "/www/missing")
+    shop.run("tcp", "httpd", "-p", "9", "-h", "/www")
+    shop.run("exec", "touch", "/missing")
+    shop.ready(*probes)
+
+
+def test_under_strict_a_nodes_grpc_probes_get_the_pods_answer(mesh: Mesh, shop: Space, cluster: Cluster) -> None:
+    shop.apply(STRICT)
+    shop.start(health("well", "node-a", grpc_health.SERVING), health("ill", "node-b", grpc_health.NOT_SERVING))
+    assert grpc_health.probe(cluster, "node-a", shop.address("well")) == grpc_health.SERVING
+    assert grpc_health.probe(cluster, "node-b", shop.address("ill")) == grpc_health.NOT_SERVING
+    shop.start(idle("none", "node-b"))
+    with pytest.raises(ConnectionRefusedError):
+        grpc_health.probe(cluster, "node-b", shop.address("none"))
+    with pytest.raises(OSError):  # another node is a stranger
+        grpc_health.probe(cluster, "node-a", shop.address("ill"))
+
+
+def test_a_headless_service_leads_to_each_of_its_pods(mesh: Mesh, shop: Space) -> None:
+    """There is no DNS in this cluster: what a client would get from it is the list of endpoints."""
+    shop.apply(STRICT, service("web", clusterIP="None", selector={"part": "web"}))
+    servers = [web("web-a", "node-a"), web("web-b", "node-b")]
+    for server in servers:
+        server["metadata"]["labels"]["part"] = "web"
+    shop.start(*servers, idle("client", "node-a"))
+
+    def endpoints() -> set[str]:
+        subsets = shop.cluster.get("-n", shop.name, "endpoints", "web").get("subsets") or []
+        return {f"{a['ip']}:{s['ports'][0]['port']}" for s in subsets for a in s.get("addresses", ())}
+
+    eventually(lambda: len(endpoints()) == 2)
+    assert {shop.fetch("client", endpoint) for endpoint in endpoints()} == {"web-a", "web-b"}
+
+
+def test_an_init_container_has_network_and_identity(mesh: Mesh, shop: Space) -> None:
+    shop.apply(STRICT)
     shop.start(web("web", "node-b"))
     look = {
         "name": "look",
@@ -100,12 +160,16 @@ def test_a_pod_leaves_and_joins_by_its_label_and_no_connection_fails(mesh: Mesh,
 def test_pods_outside_the_mesh_and_on_the_hosts_network_are_left_alone(
     mesh: Mesh, cluster: Cluster, shop: Space
 ) -> None:
-    shop.start(idle("host", "node-a", hostNetwork=True), idle("in", "node-a"))
+    shop.start(idle("host", "node-a", hostNetwork=True), web("in", "node-a"), idle("inner", "node-a"))
     with space(cluster, f"plain-{os.getpid()}") as plain:
         plain.start(web("web", "node-b"), idle("client", "node-a"))
-        assert plain.fetch("client", f"{plain.address('web')}:8080") == "web"
+        outside = f"{plain.address('web')}:8080"
+        for client in ("host", "inner"):
+            assert shop.fetch(client, outside) == "web"
+        for server in (outside, f"{shop.address('in')}:8080"):
+            assert plain.fetch("client", server) != ""
         assert mesh.meshed(plain.name) == set()
-    eventually(lambda: mesh.meshed(shop.name) == {"in"})
+    eventually(lambda: mesh.meshed(shop.name) == {"in", "inner"})
 
 
 def test_an_authorization_policy_of_the_cluster_is_enforced(mesh: Mesh, shop: Space) -> None:
