@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from controller.cli import clean_up
+from controller.cli import clean_up, route_statuses
 from controller.cli.cluster import CONTROLLER, NAMESPACE, NODED, Cluster, Target
 from mesh.present.failure import Exit, Failure
 from mesh.present.options import duration, examples
@@ -291,6 +291,7 @@ def _remove_objects(cluster: Cluster, waiting: Waiting, keep_resources: bool, aw
         for body in list(cluster.items(collection, labelSelector=PART_OF)):
             if cluster.delete(f"{collection}/{body['metadata']['name']}"):
                 say(f"{body['kind']} {body['metadata']['name']}: deleted")
+    route_statuses.take_back(cluster)  # now that the controller has no right any more to write them again
     cluster.delete(f"/api/v1/namespaces/{NAMESPACE}")
     _give_up(cluster, away)
     say(f"Namespace {NAMESPACE}: deleting all in it")

@@ -291,6 +291,19 @@ def test_uninstall_leaves_nothing(meshctl: Meshctl, cluster: FakeCluster, instal
     assert [(body["metadata"]["name"], body["metadata"].get("annotations")) for body in left] == [("web", {"a": "b"})]
 
 
+def test_uninstall_takes_back_what_it_said_of_routes(meshctl: Meshctl, cluster: FakeCluster, installed: None) -> None:
+    routes = "apis/gateway.networking.k8s.io/v1/httproutes"
+    cluster.kinds[routes] = "HTTPRoute"
+    theirs = {"controllerName": "edge.example/gateway", "parentRef": {"name": "edge"}}
+    ours = {"controllerName": "nodemesh.dev/controller", "parentRef": {"name": "web"}}
+    metadata = {"name": "r", "namespace": "shop"}
+    cluster.put(routes, {"metadata": metadata, "status": {"parents": [theirs, ours]}})
+    assert meshctl("uninstall", "--yes").status == 0
+    body = cluster.get(routes, "r", "shop")
+    assert body is not None
+    assert body["status"] == {"parents": [theirs]}
+
+
 def test_uninstall_cleans_nodes_after_noded_and_before_the_rest(
     meshctl: Meshctl, cluster: FakeCluster, installed: None
 ) -> None:
