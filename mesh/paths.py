@@ -2,8 +2,9 @@
 
 What Envoy does with `normalize_path`, `merge_slashes` and `path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD`
 (https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization-NormalizationType),
-and differs in two things, where Envoy leaves a way round rules. A broken escape is refused: undoing the good one in
+and differs in three things, where Envoy leaves a way round rules. A broken escape is refused: undoing the good one in
 `%2%46` would make an escaped slash. A path of slashes only becomes `/` when slashes are merged; Envoy makes it `//`.
+And `%2e%2e;x` is `..`, as `..;x` is to Envoy too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Normalization(enum.Enum):
 
     NONE = "NONE"
     BASE = "BASE"
-    """RFC 3986 section 6.2.2: escapes of letters, digits and `-._~` undone, no `.` and `..`; and `\\` is `/`."""
+    """RFC 3986 section 6.2.2: escapes of letters, digits and `-._~` undone, `.` and `..` resolved; and `\\` is `/`."""
     MERGE_SLASHES = "MERGE_SLASHES"
     DECODE_AND_MERGE_SLASHES = "DECODE_AND_MERGE_SLASHES"
     """Also `%2f` and `%5c` are `/`."""
@@ -67,14 +68,16 @@ def _plain(path: bytes, decode: bool) -> bytes:
 
 
 def _without_dots(path: bytes) -> bytes:
-    """RFC 3986 section 5.2.4."""
+    """RFC 3986 section 5.2.4, segments' parameters apart."""
     kept: list[bytes] = []
     segments = path[1:].split(b"/")
+    name = b""
     for segment in segments:
-        if segment == b"..":
+        name = segment.partition(b";")[0]  # `..;x` is `..` to servers that take what follows for parameters
+        if name == b"..":
             del kept[-1:]
-        elif segment != b".":
+        elif name != b".":
             kept.append(segment)
-    if segments[-1] in (b".", b".."):
+    if name in (b".", b".."):
         kept.append(b"")
     return b"/" + b"/".join(kept)

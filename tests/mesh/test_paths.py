@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 
 import pytest
@@ -31,6 +32,10 @@ paths = st.lists(pieces, max_size=8).map(lambda chosen: b"/" + "".join(chosen).e
         ("/../../a", *["/a"] * 3),
         ("/..", *["/"] * 3),
         ("/a/...", *["/a/..."] * 3),
+        ("/a/..;x/b", *["/b"] * 3),
+        ("/a/%2e%2E;x/b", *["/b"] * 3),
+        ("/a/b/.;", *["/a/b/"] * 3),
+        ("/a/x..;y/b", *["/a/x..;y/b"] * 3),
         ("/a/.b", *["/a/.b"] * 3),
         ("/a/%2e%2E/b", *["/b"] * 3),
         ("/a/.%2e/b", *["/b"] * 3),
@@ -102,7 +107,7 @@ def _model(text: str, mode: Normalization) -> str | None:
             characters.append(f"%{ord(character):02X}")
         else:
             characters.append(character)
-    rest = "".join(characters)
+    rest = re.sub(r"/(\.\.?);[^/]*", r"/\1", "".join(characters))
     done = ""
     while rest:  # RFC 3986 section 5.2.4, to the letter
         if rest.startswith("/./"):
@@ -151,7 +156,7 @@ def test_no_dots_or_slashes_can_hide(path: bytes) -> None:
         found = normalise(path, DECODE).partition(b"?")[0]
     except ValueError:
         return
-    assert not {b".", b".."} & set(found.split(b"/"))
+    assert not {b".", b".."} & {segment.partition(b";")[0] for segment in found.split(b"/")}
     assert b"//" not in found
     assert b"\\" not in found
     assert not {b"%2f", b"%5c", b"%2e"} & {found[at : at + 3].lower() for at in range(len(found))}
