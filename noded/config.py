@@ -148,9 +148,9 @@ def _whole(least: int, most: int) -> Callable[[object], int]:
 
 def _seconds(least: float, most: float) -> Callable[[object], float]:
     def read(value: object) -> float:
-        if type(value) not in (int, float) or not least <= float(value) <= most:  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise _Wrong("must be a number of seconds", f"use a number from {least:g} to {most:g}")
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     return read
 

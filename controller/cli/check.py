@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -131,7 +132,7 @@ def _cluster(client: ClusterClient) -> Iterator[Result]:
 
             return json.loads(cluster.run(name, NODED, ["nodectl", *words, "-o", "json"], allowed=(0, 1)))
 
-        yield from _guarded(f"node {node}", "noded answers", lambda node=node, ask=ask: checks.node(node, ask))  # type: ignore[misc]
+        yield from _guarded(f"node {node}", "noded answers", partial(checks.node, node, ask))
 
 
 def _mesh(client: Client) -> Iterator[Result]:

@@ -290,12 +290,15 @@ class ClusterClient(Client):
         merge = MERGED.get(path) if method == "GET" else None
         pods = self._pods if merge else self._pods[:1]
         for pod in pods:
-            self.cluster.through(lambda pod=pod: self._relay(pod).write(line))  # type: ignore[misc]
+            self.cluster.through(functools.partial(self._ask, pod, line))
         answers = [self._answer(pod) for pod in pods]
         failed = next((answer for answer in answers if answer[0] != HTTPStatus.OK), None)
         if merge is None or failed:
             return failed or answers[0]
         return HTTPStatus.OK, json.dumps({"items": merge([json.loads(each)["items"] for _, each in answers])}).encode()
+
+    def _ask(self, pod: str, line: bytes) -> None:
+        self._relay(pod).write(line)
 
     def _relay(self, pod: str) -> Remote:
         if pod not in self._relays:

@@ -51,7 +51,11 @@ def established(cluster: Cluster, definitions: list[str], waiting: Waiting) -> N
     """Wait until the API serves these CustomResourceDefinitions."""
     for name in definitions:
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
-        waiting.until(lambda path=path: condition(cluster.get(path), "Established"), f"{name} established")  # type: ignore[misc]
+
+        def there(path: str = path) -> bool:
+            return condition(cluster.get(path), "Established")
+
+        waiting.until(there, f"{name} established")
 
 
 def condition(body: Mapping[str, Any], name: str) -> bool:

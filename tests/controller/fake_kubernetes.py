@@ -158,7 +158,8 @@ class FakeKubernetes:
         collection = "/".join([*head, rest[0]])
         if collection not in self.kinds:
             raise Failure(404, "NotFound", "the server could not find the requested resource")
-        return collection, namespace, *([*rest[1:], "", ""][:2])  # type: ignore[return-value]
+        name, sub = [*rest[1:], "", ""][:2]
+        return collection, namespace, name, sub
 
     async def _object(self, request: Request, collection: str, namespace: str, name: str, sub: str) -> Response:
         if request.method == "GET" and not name:

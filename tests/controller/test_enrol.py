@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -181,7 +182,7 @@ def test_a_workload_or_address_of_another_node_cannot_be_taken(yard: Yard) -> No
     yard.join("node-b")
     yard.enroller.enrol("node-a", workload("web", "10.77.1.1"))
     for other in (workload("web", "10.77.1.2"), workload("db", "10.77.1.1"), workload("db", "::ffff:10.77.1.1")):
-        assert "node-a" in refused(lambda other=other: yard.enroller.enrol("node-b", other))  # type: ignore[misc]
+        assert "node-a" in refused(partial(yard.enroller.enrol, "node-b", other))
         assert list(yard.enroller.replace("node-b", [other])) == [other.uid]
     yard.enroller.withdraw("node-b", "shop/web")
     assert list(yard.enroller.enrolled) == ["shop/web"]

@@ -68,7 +68,7 @@ NODE = {
     "workloads": 3,
     "certificate_expires": 1,
 }
-EDGE = {
+EDGE: dict[str, Any] = {
     "reporter": "destination",
     "source": {"workload": "client", "namespace": "shop", "principal": "p", "app": "client", "version": "v1"},
     "destination": {"workload": "web", "namespace": "shop", "principal": "q", "app": "web", "version": "v1"},
@@ -280,7 +280,7 @@ def test_edges_show_who_talks_to_whom(meshctl: Meshctl) -> None:
 
 def test_edges_come_in_order_with_the_sources_view_first(meshctl: Meshctl) -> None:
     def edge(source: str, reporter: str, flags: str = "-") -> Any:
-        return {**EDGE, "source": {**EDGE["source"], "workload": source}, "reporter": reporter, "flags": flags}  # type: ignore[dict-item]
+        return {**EDGE, "source": {**EDGE["source"], "workload": source}, "reporter": reporter, "flags": flags}
 
     order = [edge("a", "source"), edge("a", "source", "RBAC"), edge("a", "destination"), edge("b", "source")]
     meshctl.api.answers["GET /v1/edges"] = {"items": order[::-1]}

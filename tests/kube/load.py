@@ -75,8 +75,7 @@ def unharmed(shop: Space, *names: str) -> Iterator[None]:
     """Requests of these go on meanwhile, before and after, and none fails."""
 
     def more(than: dict[str, int]) -> None:
-        for name, before in than.items():
-            eventually(lambda n=name, b=before: answers(shop, n)[0].total() > b + 20)  # type: ignore[misc]
+        eventually(lambda: all(answers(shop, name)[0].total() > before + 20 for name, before in than.items()))
 
     more(dict.fromkeys(names, 0))
     yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -88,7 +89,11 @@ def test_a_services_address_leads_to_its_pod_from_both_nodes(shop: Space) -> Non
     for server in ("web-a", "web-b"):
         address = shop.cluster.get("-n", shop.name, "service", server)["spec"]["clusterIP"]
         for client in ("web-a", "web-b"):
-            eventually(lambda c=client, a=address, s=server: shop.fetch(c, a) == s)  # type: ignore[misc]
+            eventually(partial(_serves, shop, client, address, server))
+
+
+def _serves(shop: Space, client: str, address: str, page: str) -> bool:
+    return shop.fetch(client, address) == page
 
 
 def test_exec_passes_output_and_exit_codes(shop: Space) -> None:

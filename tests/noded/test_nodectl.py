@@ -46,7 +46,7 @@ CONNECTION = {
     "sent": 5,
     "state": "open",
 }
-STATUS = {
+STATUS: dict[str, Any] = {
     "node": "node-a",
     "version": "0.1.0",
     "pid": 42,
@@ -76,7 +76,7 @@ class Nodectl:
 
 @pytest.fixture
 def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Nodectl]:
-    answers = {
+    answers: dict[str, Any] = {
         "GET /status": STATUS,
         "GET /workloads": {"items": [WEB]},
         "GET /connections": {"items": [CONNECTION]},

@@ -50,9 +50,9 @@ def nodectl(capsys: pytest.CaptureFixture[str]) -> Iterator[Nodectl]:
 def test_a_node_alone_says_so_and_takes_orders(nodectl: Nodectl) -> None:
     answer = json.loads(nodectl("status", "-o", "json").out)
     assert answer.keys() >= STATUS.keys()
-    assert answer["controller"].keys() >= STATUS["controller"].keys()  # type: ignore[attr-defined]
-    assert answer["snapshot"].keys() >= STATUS["snapshot"].keys()  # type: ignore[attr-defined]
-    assert answer["workers"][0].keys() >= STATUS["workers"][0].keys()  # type: ignore[index]
+    assert answer["controller"].keys() >= STATUS["controller"].keys()
+    assert answer["snapshot"].keys() >= STATUS["snapshot"].keys()
+    assert answer["workers"][0].keys() >= STATUS["workers"][0].keys()
     text = nodectl("status").out
     assert "disconnected" in text
     assert "none yet: connections are held" in text

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from difflib import unified_diff
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +132,17 @@ class Demo(Telling):
             for account in accounts[:-1]:
                 self.bed.kubectl("-n", namespace, "create", "serviceaccount", account)
             for account in accounts:  # Pods are refused until their account's token is there.
-                until(lambda: bool(self._secrets(namespace, account)))  # noqa: B023
+                until(partial(self._has_secret, namespace, account))
         manifest = (_SHOP / "kube.yaml").read_text()
         manifest = manifest.replace("{image}", BUSYBOX).replace("{voucher}", self.voucher)
         self.bed.kubectl("apply", "-f", "-", stdin=manifest)
         for namespace in ("shop", "elsewhere"):
             self.bed.kubectl("-n", namespace, "wait", "--for=condition=Ready", "--timeout=90s", "pods", "--all")
 
-    def _secrets(self, namespace: str, account: str) -> list[Any]:
+    def _has_secret(self, namespace: str, account: str) -> bool:
         name = f"--field-selector=metadata.name={account}"
         items = self.bed.get("-n", namespace, "serviceaccounts", name)["items"]
-        return [secret for item in items for secret in item.get("secrets", [])]
+        return any(item.get("secrets") for item in items)
 
     def _wget(self) -> list[str]:
         return ["timeout", "5", "wget", "-q", "-O", "-", f"http://{self.orders()}/"]
