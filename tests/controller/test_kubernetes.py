@@ -55,7 +55,7 @@ NS = "nodemesh-system"
 
 async def until(true: Callable[[], Any]) -> None:
     with trio.fail_after(10):
-        while not true():  # noqa: ASYNC110
+        while not true():
             await trio.sleep(0.01)
 
 
@@ -126,7 +126,7 @@ async def cluster() -> AsyncIterator[FakeKubernetes]:
 @asynccontextmanager
 async def running(cluster: FakeKubernetes, folder: Path) -> AsyncIterator[Replica]:
     kubeconfig = folder / "kubeconfig"
-    folder.mkdir()  # noqa: ASYNC240
+    folder.mkdir()  # noqa: ASYNC240 (nothing else runs yet)
     kubeconfig.write_text(
         f"""current-context: c
 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]

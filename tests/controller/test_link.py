@@ -371,7 +371,7 @@ async def test_a_change_that_does_not_concern_a_node_is_not_sent_and_counts_as_a
         revision = publisher.revision
         assert revision > first.revision
         with trio.fail_after(10):
-            while (status.acked or 0) < revision:  # noqa: ASYNC110 (what is waited for has no event)
+            while (status.acked or 0) < revision:
                 await trio.sleep(0.01)
         controller.daemon.home.resources.apply([("s", _SERVICE)])
         second = await node.until(lambda: len(node.updates) > 1 and node.updates[1])

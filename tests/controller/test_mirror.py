@@ -31,7 +31,7 @@ async def client(cluster: FakeKubernetes) -> AsyncIterator[Client]:
 
 async def until(true: Callable[[], Any]) -> None:
     with trio.fail_after(10):
-        while not true():  # noqa: ASYNC110
+        while not true():
             await trio.sleep(0.01)
 
 

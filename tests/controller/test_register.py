@@ -123,7 +123,7 @@ class ClusterYard:
 
     async def reopen(self, *, at_once: bool = False) -> None:
         with trio.fail_after(10):
-            while self.register._unwritten and not at_once:  # noqa: ASYNC110
+            while self.register._unwritten and not at_once:
                 await trio.sleep(0.01)
         self._life.cancel()
         await self.open()

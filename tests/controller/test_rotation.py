@@ -79,7 +79,7 @@ async def test_the_new_root_does_not_sign_before_every_node_has_acknowledged_it(
         node.ack = True
         await node.send(Ack(node.updates[-1].revision))
         with trio.fail_after(10):
-            while any("acknowledged" in text for text in rotation.progress().waiting):  # noqa: ASYNC110
+            while any("acknowledged" in text for text in rotation.progress().waiting):
                 await trio.sleep(0.02)
         assert controller.daemon.home.register.forget("node-away")
         await step(controller, "sign")

@@ -83,7 +83,8 @@ def test_the_namespace_is_default_where_it_is_left_out_and_an_empty_spec_will_do
 
 
 def test_json_and_lists_are_read_too() -> None:
-    text = '{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}}]}'  # noqa: E501
+    service = '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": {"ports": [{"port": 80}]}}'
+    text = f'{{"apiVersion": "v1", "kind": "List", "items": [{service}]}}'
     ((manifest,), problems) = load([("f", text)])
     assert problems == []
     assert manifest.key == ("Service", "default", "x")

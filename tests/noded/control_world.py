@@ -207,7 +207,7 @@ async def world() -> AsyncIterator[World]:
 async def eventually(reached: Callable[[], object]) -> None:
     """Wait until it is so."""
     with trio.fail_after(20):
-        while not reached():  # noqa: ASYNC110 (what is waited for belongs to the code under test)
+        while not reached():
             await trio.sleep(0.02)
 
 

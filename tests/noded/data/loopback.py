@@ -132,7 +132,7 @@ async def fill(sock: socket.socket) -> int:
 async def until(condition: Callable[[], object], what: str = "") -> None:
     """Wait for something that comes from the engine, at most 20 s."""
     with trio.move_on_after(20):
-        while not condition():  # noqa: ASYNC110 (what is waited for has no event)
+        while not condition():
             await trio.sleep(0.005)
         return
     raise AssertionError(f"did not come to be: {what or condition}")

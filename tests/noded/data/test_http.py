@@ -100,7 +100,7 @@ async def asked(client: Pod, request: bytes, **other: Any) -> bytes:
 async def logged(pod: Pod, count: int = 1) -> list[dict[str, Any]]:
     """The log lines of at least `count` requests."""
     with trio.fail_after(20):
-        while len(lines := pod.request_log()) < count:  # noqa: ASYNC110
+        while len(lines := pod.request_log()) < count:
             await trio.sleep(0.05)
     return lines
 
@@ -309,7 +309,7 @@ async def test_a_mirror_gets_a_copy_and_holds_nothing_up(pair: tuple[Lab, Pod, P
         answer = await asked(client, b"POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello")
         assert answer.startswith(b"HTTP/1.1 200 ")
         with trio.fail_after(20):
-            while not copy.bodies:  # noqa: ASYNC110
+            while not copy.bodies:
                 await trio.sleep(0.02)
     assert copy.bodies == web.bodies == [b"hello"]
     assert len(await logged(client)) == 1
