@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mesh.balance import Host, Hosts
+from mesh.balance.affine import Affine
 from mesh.balance.affinity import MAGLEV_SIZE, Maglev, Ring
 from mesh.traffic import Balance, LoadBalancing
 
@@ -414,3 +415,7 @@ def test_the_ring_gives_the_next_point_clockwise(keys: list[int], count: int) ->
     for key in keys:
         clockwise = [index for at, index in points if (at << 20 | index) >= key] + [index for _, index in points]
         assert [ring.find(key, probe) for probe in range(3)] == clockwise[:3]
+
+
+def test_without_hosts_no_key_has_one() -> None:
+    assert Affine(Maglev.build).pick(b"key", False, ()) is None

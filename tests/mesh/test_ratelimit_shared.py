@@ -202,3 +202,15 @@ def test_whole_tokens_are_divided_max_min_fairly(available: int, wanted: dict[st
             break
         one_by_one[min(hungry, key=one_by_one.__getitem__)] += 1
     assert dealt == one_by_one
+
+
+def test_a_worker_that_is_silent_has_its_part_of_the_nodes_kept() -> None:
+    branch = Branch(TEN, 0.0)
+    for name in ("a", "b"):
+        branch.report(name, Report(5.0, 0), 0.0)
+    branch.granted(Grant(0, 1), 0.0)
+    branch.report("a", Report(5.0, 0), 1.9)
+    branch.round(SILENCE)
+    assert branch.granted(Grant(20, 1), SILENCE + 1.0) == {}
+    assert branch.report("a", Report(5.0, 20), SILENCE + 1.0).tokens == 0
+    assert branch.report("a", Report(5.0, 15), SILENCE + 1.0).tokens == 15  # b may have let 5 pass by itself
