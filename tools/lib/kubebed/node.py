@@ -49,6 +49,7 @@ class Host:
         """Make its disk: configuration and credentials on the system that the build made."""
         for name in ("upper", "work", "root", "containerd", "kubelet"):
             (self._disk / name).mkdir(parents=True)
+        (self.root / "etc/kubernetes/manifests").mkdir(parents=True)
         files = {
             "etc/hostname": f"{self.node.name}\n",
             "etc/hosts": f"127.0.0.1 localhost\n{self.node.address} {self.node.name}\n",
@@ -213,6 +214,7 @@ _KUBELET = {
     "authorization": {"mode": "Webhook"},
     "tlsCertFile": "/etc/kubernetes/kubelet.crt",
     "tlsPrivateKeyFile": "/etc/kubernetes/kubelet.key",
+    "staticPodPath": "/etc/kubernetes/manifests",
     "cgroupDriver": "cgroupfs",
     "failSwapOn": False,
     "resolvConf": "",
