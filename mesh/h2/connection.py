@@ -176,34 +176,44 @@ class Connection:
             return 0
         return min(self.peer_max_streams, MAX_STREAMS) - len(self.streams)
 
-    def open(self, stream: Stream, block: bytes) -> None:
-        """Start `stream` with a request head (an encoded block). The caller has checked `room`."""
+    def open(self, stream: Stream, block: bytes, end: bool = False) -> None:
+        """Start `stream` with a request head (an encoded block); with `end`, that is all there is of the request.
+
+        The caller has checked `room`.
+        """
         stream.connection, stream.stream_id = self, self._next_stream
         stream.send_window = self._peer_initial_window
         self.streams[self._next_stream] = stream
         self._next_stream += 2
-        self.out.append(f.headers(stream.stream_id, block, False, self.peer_frame_size))
+        self.out.append(f.headers(stream.stream_id, block, end, self.peer_frame_size))
+        if end:
+            stream.ended = LOCAL_ENDED
 
     def send_headers(self, stream: Stream, block: bytes, end: bool = False) -> None:
-        """Send a response head; with `end`, that is all there is."""
+        """Send a response head, or trailers; with `end`, that is all there is."""
         stream.answered = self._receives
         self.out.append(f.headers(stream.stream_id, block, end, self.peer_frame_size))
         if end:
             self._ended(stream, LOCAL_ENDED)
 
-    def send_data(self, stream: Stream, data: bytes) -> None:
-        """Send `data`, which must fit both `stream.send_window` and `self.send_window`. `data` is kept, not copied."""
+    def send_data(self, stream: Stream, data: bytes | memoryview, end: bool = False) -> None:
+        """Send `data`, which must fit both `stream.send_window` and `self.send_window`. `data` is kept, not copied.
+
+        With `end`, that is all there is.
+        """
         size = len(data)
         stream.send_window -= size
         self.send_window -= size
         limit = self.peer_frame_size
         if size <= limit:
-            self.out += (f.head(size << 8, 0, stream.stream_id), data)
-            return
-        view = memoryview(data)
-        for at in range(0, size, limit):
-            part = view[at : at + limit]
-            self.out += (f.head(len(part) << 8, 0, stream.stream_id), part)
+            self.out += (f.head(size << 8, end, stream.stream_id), data)
+        else:
+            view = memoryview(data)
+            for at in range(0, size, limit):
+                part = view[at : at + limit]
+                self.out += (f.head(len(part) << 8, end and at + limit >= size, stream.stream_id), part)
+        if end:
+            self._ended(stream, LOCAL_ENDED)
 
     def end(self, stream: Stream) -> None:
         """Send END_STREAM: nothing more will be sent on `stream`."""
@@ -260,7 +270,7 @@ class Connection:
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
-    def receive(self, buffer: bytearray, view: memoryview, end: int) -> int:
+    def receive(self, buffer: bytes | bytearray, view: memoryview, end: int) -> int:
         """Act on the bytes `buffer[:end]` (`view` is a view of `buffer`); return how many were used up.
 
         Give the rest again, with more behind it. Raises `ConnectionFailed`.
@@ -322,7 +332,7 @@ class Connection:
             if length > MAX_CONTROL_FRAME and kind <= f.CONTINUATION:
                 raise self._failed(ErrorCode.FRAME_SIZE_ERROR, f"frame of type {kind} holds {length} bytes")
             if kind > f.CONTINUATION:
-                self._nuisances()
+                self.nuisance()
                 if self._block is not None:
                     raise self._failed(ErrorCode.PROTOCOL_ERROR, "frame inside a header block")
                 at += 9
@@ -363,7 +373,9 @@ class Connection:
                 self._remote_end(current)
         return used
 
-    def _unusual_data(self, buffer: bytearray, at: int, end: int, length: int, flags: int, stream_id: int) -> int:
+    def _unusual_data(
+        self, buffer: bytes | bytearray, at: int, end: int, length: int, flags: int, stream_id: int
+    ) -> int:
         """DATA that is empty, padded, or for no live stream: return the bytes used, 0 to wait for more."""
         if not self.ready:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
@@ -394,7 +406,7 @@ class Connection:
             raise self._failed(ErrorCode.FLOW_CONTROL_ERROR, f"stream {stream_id} overran its window")
         data = length - (used - 9) - pad
         if not data and not flags & f.END_STREAM:
-            self._nuisances()
+            self.nuisance()
         self._skip = pad
         if data:
             self._data_stream, self._data_left, self._data_end = stream, data, bool(flags & f.END_STREAM)
@@ -467,9 +479,9 @@ class Connection:
         self._highest_peer_stream = stream_id
         self._opened += 1
         if self._opened > MAX_STREAMS:
-            self._nuisances()  # it cannot have seen that the streams before these have ended
+            self.nuisance()  # it cannot have seen that the streams before these have ended
         if self.closing or len(self.streams) >= MAX_STREAMS:
-            self._nuisances()
+            self.nuisance()
             self.out.append(f.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             return None
         self._last_peer_stream = stream_id
@@ -489,7 +501,7 @@ class Connection:
         if not self._client and stream.answered in (0, self._receives):
             # Rapid reset (CVE-2023-44487): it cannot have seen our answer, so it never wanted one. Who waits for the
             # answer has to do with MAX_STREAMS at a time, however short its connections are.
-            self._nuisances()
+            self.nuisance()
         self._forget(stream)
         stream.on_reset(int.from_bytes(payload, "big"))
 
@@ -497,7 +509,7 @@ class Connection:
         if stream_id:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
         # each setting counts, since a change of the initial window touches every stream
-        self._nuisances(1 + len(payload) // 6)
+        self.nuisance(1 + len(payload) // 6)
         if flags & f.ACK:
             if payload:
                 raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
@@ -560,7 +572,7 @@ class Connection:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "PING")
-        self._nuisances()
+        self.nuisance()
         if flags & f.ACK:
             self.ping_outstanding = False
             return
@@ -569,7 +581,7 @@ class Connection:
     def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < 8:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "malformed GOAWAY")
-        self._nuisances()
+        self.nuisance()
         last = int.from_bytes(payload[:4], "big") & f.MAX_WINDOW
         self.closing = True
         if self._client:
@@ -583,7 +595,7 @@ class Connection:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         if len(payload) != 5:
             raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY")
-        self._nuisances()
+        self.nuisance()
 
     # -- bookkeeping --------------------------------------------------------------------------------------------------
 
@@ -616,7 +628,8 @@ class Connection:
         if not stream_id or idle or (stream_id & 1) == 0:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, f"frame for idle stream {stream_id}")
 
-    def _nuisances(self, count: int = 1) -> None:
+    def nuisance(self, count: int = 1) -> None:
+        """Count something that costs us and serves nobody; raises `ConnectionFailed` if there is too much of it."""
         self._nuisance += count
         if self._nuisance > NUISANCE_LIMIT:
             raise self._failed(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that carry nothing")

@@ -8,7 +8,7 @@ from collections import Counter
 
 from mesh import hbone
 from mesh.authz import Denial, Peer
-from mesh.detect import FIRST_BYTES, HTTP1, speaks
+from mesh.detect import FIRST_BYTES, HTTP2, OPAQUE, speaks
 from mesh.h2.connection import Stream
 from mesh.h2.frames import ErrorCode
 from mesh.h2.headers import Fields
@@ -193,11 +193,12 @@ class InboundStream(StreamRelay):
     def _see(self) -> None:
         assert self._pending is not None
         found = speaks(bytes(self._pending[:FIRST_BYTES]))
-        if found == HTTP1:
+        if found and found != OPAQUE:
             self._looking = False
             self.closed = True  # as a relay; its flow goes on
             first, self._pending = bytes(self._pending), None
-            self._inbound.http.inbound(self._local, self.flow).within(self, self.tunnel, first)
+            session = self._inbound.http.inbound(self._local, self.flow, http2=found == HTTP2)
+            session.within(self, self.tunnel, first)
         elif found:
             self._seen_opaque()
 

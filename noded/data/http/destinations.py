@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection
 
 from mesh.balance import Host, Hosts
+from mesh.detect import protocol
 from mesh.model import Service
 from mesh.retry import Budget
 from mesh.route import Router, limits
@@ -23,6 +24,8 @@ class Destination:
 
     def __init__(self, service: Service, port: int) -> None:
         self.service, self.port = service, port
+        self.protocol = ""
+        """As declared; see `mesh.detect.protocol`."""
         self.policy: TrafficPolicy | None = None
         self.hosts = Hosts(_BALANCING)
         self.budget = Budget(_BUDGET)
@@ -48,6 +51,7 @@ class Destination:
             self._routers.clear()
         self._seen, self.service, self.policy = seen, service, policy
         index = next(i for i, port in enumerate(service.ports) if port.port == self.port)
+        self.protocol = protocol(service.ports[index])
         self.hosts.update(
             [(e.address, e.ports[index], e.workload) for e in service.endpoints if e.ports[index]], local, now
         )

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from mesh.authz import Denial, Peer, Permit
 from mesh.message import Request
-from noded.data.http.client import Http1Client
+from mesh.paths import normalise
+from noded.data.http.client import Call, Http1Client
+from noded.data.http.client2 import Http2Client
 from noded.data.http.exchange import Exchange
 from noded.data.http.server import Responder
 from noded.data.http.session import Session
@@ -25,30 +27,46 @@ if TYPE_CHECKING:
 class InboundSession(Session):
     """A connection to a local workload. The keeper of that which is dialled for it."""
 
-    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow) -> None:
-        super().__init__(proxy, local, flow)
+    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow, *, http2: bool) -> None:
+        super().__init__(proxy, local, flow, http2=http2)
         self.peer = Peer(flow.peer_identity, flow.client, flow.target, flow.target_port)
         self._backend: Http1Client | None = None
+        self._backends: list[Http2Client] = []
+        """Where HTTP/2 is spoken: more than one if the workload takes fewer streams than we."""
 
     def exchange(self, responder: Responder, request: Request) -> Exchange:
         """See `server.Begin`."""
         return InboundExchange(self, responder, request)
 
-    def call(self, permit: Permit, exchange: Exchange) -> Http1Client | str:
-        """The connection to the workload, dialled if need be; or why there is none."""
+    def call(self, permit: Permit, exchange: Exchange) -> Call | str:
+        """A request to the workload, over a connection that is dialled if need be; or why there is none."""
+        if self.http2:
+            return self._stream(permit, exchange)
         connection = self._backend
         if connection is None or connection.closed:
             connection = self._backend = Http1Client(self)
-            transport = SocketTransport(self.proxy.node.engine, connection)
-            connection.transport = transport
             connection.start(exchange)
-            flow = self.flow
-            self.proxy.dialler.to_workload(
-                permit, self.local, flow.target, flow.target_port, flow.client, transport.connected
-            )
-            return connection.reason if transport.closed else connection
+            self._dial(permit, connection)
+            return connection.reason if connection.closed else connection
         connection.start(exchange)
         return connection
+
+    def _stream(self, permit: Permit, exchange: Exchange) -> Call | str:
+        for connection in self._backends:
+            if connection.room:
+                return connection.call(exchange)
+        node = self.proxy.node
+        connection = Http2Client(node.engine, node.budget, self)
+        self._backends.append(connection)
+        self._dial(permit, connection)
+        return connection.reason if connection.closed else connection.call(exchange)
+
+    def _dial(self, permit: Permit, connection: Http1Client | Http2Client) -> None:
+        connection.transport = transport = SocketTransport(self.proxy.node.engine, connection)
+        flow = self.flow
+        self.proxy.dialler.to_workload(
+            permit, self.local, flow.target, flow.target_port, flow.client, transport.connected
+        )
 
     def idle(self, connection: Http1Client) -> None:
         """See `client.Keeper`."""
@@ -58,10 +76,22 @@ class InboundSession(Session):
         if self._backend is connection:
             self._backend = None
 
+    def gone2(self, connection: Http2Client) -> None:
+        """See `client2.Keeper`."""
+        self._backends.remove(connection)
+
+    def tick(self) -> None:
+        """See `Session`."""
+        super().tick()
+        for connection in list(self._backends):
+            connection.tick()
+
     def ended(self) -> None:
         """See `Session`."""
         if self._backend is not None:
             self._backend.close()
+        for connection in list(self._backends):
+            connection.close()
 
     def seen(self, exchange: InboundExchange) -> None:
         """Count and log a request."""
@@ -84,6 +114,11 @@ class InboundExchange(Exchange):
     def begin(self) -> None:
         """Check it, and send it on."""
         session = self.session
+        try:
+            self.request.path = normalise(self.request.path, self.proxy.normalization)
+        except ValueError as error:
+            self.reply(400, "DPE", str(error))
+            return
         verdict = session.local.authorizer.check_request(session.peer, self.request)
         session.flow.decided(verdict)
         if isinstance(verdict, Denial):

@@ -75,7 +75,7 @@ class MirrorExchange(Exchange):
         self.timer = self.proxy.timers.after(_SECONDS, self._given_up)
         host.started()
         upstream = self.proxy.upstreams.to(self._session.local, destination.service, host.address, host.port, host.uid)
-        call = upstream.call(self)
+        call = upstream.call(self, self._session.http2_to(destination))
         if isinstance(call, str):
             self._given_up()
         else:

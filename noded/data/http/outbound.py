@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 _NONE = Limits()
 _STALE = Limits(retries=RetryPolicy(attempts=1, codes=()))
-"""An idle connection that the backend closed just when it was used again: an idempotent request goes once more."""
+"""An idle connection that the backend closed just when it was used again: an idempotent request goes once more, any
+request if the backend said that it has not looked at it (HTTP/2)."""
 
 
 class OutboundExchange(Exchange):
@@ -206,7 +207,7 @@ class OutboundExchange(Exchange):
             return
         host.started()
         upstream = self.proxy.upstreams.to(self.session.local, destination.service, host.address, host.port, host.uid)
-        call = upstream.call(self)
+        call = upstream.call(self, self.session.http2_to(destination))
         if isinstance(call, str):
             self._failed(Outcome.NEVER_SENT, "UF", call)
             return
@@ -232,7 +233,7 @@ class OutboundExchange(Exchange):
             self.reply(503, flags, reason)
             return
         outcome = Outcome.NO_ANSWER if call.established else Outcome.NEVER_SENT
-        if call.carried > 1 and outcome is Outcome.NO_ANSWER and self.limits.retries is None:
+        if call.carried > 1 and self.limits.retries is None:
             self.limits = _STALE
         self._failed(outcome, flags, reason)
 

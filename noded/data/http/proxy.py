@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mesh.detect import HTTP1, OPAQUE, protocol
+from mesh.detect import HTTP2, OPAQUE, protocol
 from mesh.paths import Normalization
 from mesh.snapshot import Vip
 from noded.data.dial import Dialler
@@ -55,16 +55,17 @@ class HttpProxy:
         def detected(speaks: str) -> None:
             if flow.finished:
                 return
-            if speaks == HTTP1 or (speaks == OPAQUE and protocol(port) == "http"):
-                OutboundSession(self, local, flow, vip.service.key, port.port).over(client)
+            if speaks != OPAQUE or protocol(port) == "http":
+                http2 = speaks == HTTP2
+                OutboundSession(self, local, flow, vip.service.key, port.port, http2=http2).over(client)
             else:
                 opaque(local, flow, client)
 
         Detection(self.node.engine, self.timers, flow, client, detected, bounded=not protocol(port))
 
-    def inbound(self, local: LocalWorkload, flow: Flow) -> InboundSession:
+    def inbound(self, local: LocalWorkload, flow: Flow, *, http2: bool) -> InboundSession:
         """A connection to a local workload that carries requests; what it comes over is the caller's to say."""
-        return InboundSession(self, local, flow)
+        return InboundSession(self, local, flow, http2=http2)
 
     def look(self, local: LocalWorkload, flow: Flow, client: socket.socket, opaque: Opaque) -> None:
         """Read a connection in plaintext to a local workload as HTTP; if it is something else, hand it to `opaque`."""
@@ -72,8 +73,8 @@ class HttpProxy:
         def detected(speaks: str) -> None:
             if flow.finished:
                 return
-            if speaks == HTTP1:
-                self.inbound(local, flow).over(client)
+            if speaks != OPAQUE:
+                self.inbound(local, flow, http2=speaks == HTTP2).over(client)
             else:
                 opaque(local, flow, client)
 

@@ -6,15 +6,18 @@ import socket
 from typing import TYPE_CHECKING
 
 from mesh.h2.connection import Stream
+from mesh.hbone import format_address
 from mesh.http1 import BadMessage
 from mesh.message import Request
 from noded.data.http.outbound import OutboundExchange
 from noded.data.http.server import Http1Server, Responder
+from noded.data.http.server2 import Http2Server
 from noded.data.http.transport import SocketTransport, StreamTransport, Transport
 from noded.data.node import LocalWorkload
 from noded.data.tracker import Flow
 
 if TYPE_CHECKING:
+    from noded.data.http.destinations import Destination
     from noded.data.http.exchange import Exchange
     from noded.data.http.proxy import HttpProxy
     from noded.data.tunnel import Tunnel
@@ -23,9 +26,15 @@ if TYPE_CHECKING:
 class Session:
     """The carrier of its flow; makes an exchange of each request."""
 
-    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow) -> None:
-        self.proxy, self.local, self.flow = proxy, local, flow
-        self.server = Http1Server(self.exchange, self._refused, self._ended)
+    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow, *, http2: bool) -> None:
+        self.proxy, self.local, self.flow, self.http2 = proxy, local, flow, http2
+        self.server: Http1Server | Http2Server
+        if http2:
+            node = proxy.node
+            self.server = Http2Server(node.engine, node.budget, self.exchange, self._refused, self._ended)
+        else:
+            self.server = Http1Server(self.exchange, self._refused, self._ended)
+            self.server.authority = format_address(flow.destination, flow.port).encode()
         self.transport: Transport
         flow.carrier = self
         flow.requests = self
@@ -80,14 +89,26 @@ class Session:
 class OutboundSession(Session):
     """A local workload's connection to a service."""
 
-    def __init__(self, proxy: HttpProxy, local: LocalWorkload, flow: Flow, service: str, port: int) -> None:
-        super().__init__(proxy, local, flow)
+    def __init__(
+        self, proxy: HttpProxy, local: LocalWorkload, flow: Flow, service: str, port: int, *, http2: bool
+    ) -> None:
+        super().__init__(proxy, local, flow, http2=http2)
         self.service, self.port = service, port
         self.namespace = local.workload.namespace
 
     def exchange(self, responder: Responder, request: Request) -> Exchange:
         """See `server.Begin`."""
         return OutboundExchange(self, responder, request)
+
+    def http2_to(self, destination: Destination) -> bool:
+        """Whether a backend is spoken to in HTTP/2: as its port declares; `http` and nothing, as the client speaks.
+
+        The client knows the port that it chose. Where a route leads elsewhere, `http` is HTTP/1.1.
+        """
+        declared = destination.protocol
+        if declared == "http" and (destination.service.key, destination.port) != (self.service, self.port):
+            return False
+        return self.http2 or declared in ("http2", "grpc")
 
     def seen(self, exchange: OutboundExchange) -> None:
         """Count and log a request."""

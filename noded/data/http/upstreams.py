@@ -16,7 +16,8 @@ from mesh.identity import Identity
 from mesh.model import Service
 from mesh.resolve import Kind, to_endpoint
 from noded.data.dial import Dialler
-from noded.data.http.client import Http1Client
+from noded.data.http.client import Call, Http1Client
+from noded.data.http.client2 import Http2Client
 from noded.data.http.transport import Reader, SocketTransport, StreamTransport, Transport
 from noded.data.node import LocalWorkload, Node
 
@@ -88,18 +89,22 @@ class TunnelTransport(StreamTransport):
 class Upstream:
     """From one local workload to one endpoint. The keeper of its connections."""
 
-    __slots__ = ("_proxy", "_via", "address", "all", "idle_ones", "local", "port", "service", "uid")
+    __slots__ = ("_proxy", "_via", "address", "all", "idle_ones", "local", "port", "service", "shared", "uid")
 
     def __init__(self, proxy: Upstreams, local: LocalWorkload, service: Service, address: str, port: int, uid: str):
         self._proxy, self.local, self.service = proxy, local, service
         self.address, self.port, self.uid = address, port, uid
         self.idle_ones: list[Http1Client] = []
         self.all: set[Http1Client] = set()
+        self.shared: list[Http2Client] = []
+        """HTTP/2: each carries as many requests as its backend takes."""
         self._via: tuple[Kind, Identity | None] = (Kind.HOLD, None)
         """How its connections go, and to whom."""
 
-    def call(self, exchange: Exchange) -> Http1Client | str:
-        """A connection for this exchange, perhaps one that is still to be established; or why there is none."""
+    def call(self, exchange: Exchange, http2: bool) -> Call | str:
+        """A call for this exchange, perhaps over a connection still to be established; or why there is none."""
+        if http2:
+            return self._stream(exchange)
         idle = self.idle_ones
         while idle:
             connection = idle.pop()
@@ -108,26 +113,38 @@ class Upstream:
                 return connection
         return self._open(exchange)
 
-    def _open(self, exchange: Exchange) -> Http1Client | str:
+    def _open(self, exchange: Exchange) -> Call | str:
+        connection = Http1Client(self)
+        connection.start(exchange)
+        self.all.add(connection)
+        return self._connect(connection) or connection
+
+    def _stream(self, exchange: Exchange) -> Call | str:
+        for connection in self.shared:
+            if connection.room:
+                return connection.call(exchange)
+        node = self._proxy.node
+        connection = Http2Client(node.engine, node.budget, self)
+        self.shared.append(connection)
+        return self._connect(connection) or connection.call(exchange)
+
+    def _connect(self, connection: Http1Client | Http2Client) -> str:
+        """Begin to; or say why it failed at once."""
         node = self._proxy.node
         self._via = kind, peer = self._way()
-        connection = Http1Client(self)
         transport: Transport
         if kind is Kind.TUNNEL:
             assert peer is not None
             stream = TunnelTransport(node, self._proxy.pool, connection, self.local, self.address, self.port)
             connection.transport = transport = stream
-            self.all.add(connection)
-            connection.start(exchange)
             self._proxy.pool.carry(self.local, peer, stream)
-        elif kind is Kind.PLAINTEXT:
-            connection.transport = transport = sock = SocketTransport(node.engine, connection)
-            self.all.add(connection)
-            connection.start(exchange)
-            self._proxy.dialler.from_workload(self.local, self.address, self.port, sock.connected)
         else:
-            return "the endpoint's workload is not known yet"
-        return connection.reason if transport.closed else connection
+            connection.transport = transport = sock = SocketTransport(node.engine, connection)
+            if kind is Kind.PLAINTEXT:
+                self._proxy.dialler.from_workload(self.local, self.address, self.port, sock.connected)
+            else:
+                sock.connected(None, "the endpoint's workload is not known yet")
+        return connection.reason if transport.closed else ""
 
     def _way(self) -> tuple[Kind, Identity | None]:
         node = self._proxy.node
@@ -137,7 +154,7 @@ class Upstream:
 
     def recheck(self) -> None:
         """There is a new snapshot: if the way to this endpoint is another now, idle connections are of no more use."""
-        if self.idle_ones and self._way() != self._via:
+        if (self.idle_ones or self.shared) and self._way() != self._via:
             self.close()
 
     def idle(self, connection: Http1Client) -> None:
@@ -154,8 +171,14 @@ class Upstream:
         if connection in self.idle_ones:
             self.idle_ones.remove(connection)
 
+    def gone2(self, connection: Http2Client) -> None:
+        """See `client2.Keeper`."""
+        self.shared.remove(connection)
+
     def tick(self) -> None:
         """Close what has been idle for long."""
+        for shared in list(self.shared):
+            shared.tick()
         for connection in list(self.idle_ones):
             connection.ticks += 1
             if connection.ticks > _IDLE_TICKS:
@@ -165,6 +188,8 @@ class Upstream:
         """Close those that are idle; the others when their exchange is over."""
         for connection in list(self.idle_ones):
             connection.close()
+        for shared in list(self.shared):
+            shared.close()
 
 
 class Upstreams:
@@ -187,7 +212,7 @@ class Upstreams:
         """Call every 5 s."""
         for key, upstream in list(self._all.items()):
             upstream.tick()
-            if not upstream.all:
+            if not upstream.all and not upstream.shared:
                 del self._all[key]
 
     def leave(self, local: LocalWorkload) -> None:
