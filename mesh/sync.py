@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from mesh.codec import DecodeError, decode, encode
 from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.request_counts import RequestReport
 from mesh.traffic import Route, TrafficPolicy
 
 PROTOCOL = 1
@@ -226,6 +227,7 @@ class Report:
     """Counts per edge since the last report."""
 
     edges: tuple[EdgeReport, ...]
+    requests: tuple[RequestReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import trio
 
 from mesh.codec import decode, encode
 from mesh.model import EdgeReport, Workload
+from mesh.request_counts import RequestReport
 from mesh.sync import Update
 
 _HEADER = struct.Struct(">II")
@@ -142,6 +143,7 @@ class Counts:
     edges: tuple[EdgeReport, ...]
     totals: dict[str, int]
     """E.g. `open_connections`, `tunnels`, `held`, `reset_unknown`, `handshakes`, `handshake_failures`."""
+    requests: tuple[RequestReport, ...] = ()
 
 
 ToWorker = Configure | WorkloadUp | WorkloadDown | Certificate | MeshUpdate | Query | SetLogLevel | Drain

@@ -13,29 +13,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mesh.model import EdgeKey, Party
+from mesh.model import EdgeKey
+from noded.control import parties, request_metrics
 from noded.control.telemetry import GAUGES, Telemetry
 
-_PARTY = (
-    "workload",
-    "workload_namespace",
-    "principal",
-    "app",
-    "version",
-    "canonical_service",
-    "canonical_revision",
-)
-LABELS = [
-    "reporter",
-    *(f"source_{name}" for name in _PARTY),
-    *(f"destination_{name}" for name in _PARTY),
-    "destination_service",
-    "destination_service_name",
-    "destination_service_namespace",
-    "request_protocol",
-    "response_flags",
-    "connection_security_policy",
-]
+LABELS = [*parties.LABELS, "request_protocol", "response_flags", "connection_security_policy"]
 _TCP = (
     ("connections_opened", "opened", "Connections opened."),
     ("connections_closed", "closed", "Connections closed."),
@@ -123,30 +105,12 @@ def text(telemetry: Telemetry, gauges: Gauges) -> bytes:
     """The exposition format, version 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MeshCollector(telemetry, gauges))
-    return generate_latest(registry)
+    return generate_latest(registry) + b"".join(request_metrics.text(telemetry.requests))
 
 
 def labels(key: EdgeKey) -> list[str]:
-    """The values of `LABELS` for one edge; what isn't known is `unknown`, as in Istio."""
-    name, _, rest = key.service.partition(".")
-    namespace = rest.partition(".")[0]
-    return [
-        key.reporter,
-        *_party(key.source),
-        *_party(key.destination),
-        key.service or "unknown",
-        name or "unknown",
-        namespace or key.destination.namespace or "unknown",
-        "tcp",
-        key.flags or "-",
-        key.security,
-    ]
-
-
-def _party(party: Party) -> list[str]:
-    known = [party.workload, party.namespace, party.principal, party.app, party.version]
-    values = [value or "unknown" for value in known]
-    return [*values, values[3], values[4]]
+    """The values of `LABELS` for one edge."""
+    return [*parties.values(key), "tcp", key.flags or "-", key.security]
 
 
 def _by_label(name: str, documentation: str, label: str, values: dict[str, int] | dict[str, float]) -> Metric:

@@ -136,9 +136,12 @@ class Session:
 
     async def report(self) -> None:
         """Send all that is to be reported; what can't be sent is kept."""
-        while edges := self._owner.telemetry.take():
+        telemetry = self._owner.telemetry
+        while (edges := telemetry.take()) or telemetry.requests.waiting:
+            requests = telemetry.requests.take()
             try:
-                await self.send(sync.Report(edges))
+                await self.send(sync.Report(edges, requests))
             except ControllerAway:
-                self._owner.telemetry.give_back(edges)
+                telemetry.give_back(edges)
+                telemetry.requests.give_back(requests)
                 raise

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport
+from noded.control.request_telemetry import RequestTelemetry
 from noded.link import Counts
 
 MAX_EDGES = 4096
@@ -25,6 +26,7 @@ class Telemetry:
 
     def __init__(self, max_edges: int = MAX_EDGES) -> None:
         self._max = max_edges
+        self.requests = RequestTelemetry()
         self._sums: OrderedDict[EdgeKey, EdgeCounts] = OrderedDict()
         self._unsent: OrderedDict[EdgeKey, EdgeCounts] = OrderedDict()
         self._live: dict[int, dict[str, int]] = {}
@@ -39,6 +41,7 @@ class Telemetry:
     def add(self, worker: int, counts: Counts) -> None:
         """Take in one message of a worker."""
         self._live[worker] = counts.totals
+        self.requests.add(counts.requests)
         live = self._open.setdefault(worker, {})
         for edge in counts.edges:
             opened_as = replace(edge.key, flags="-")

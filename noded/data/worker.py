@@ -207,7 +207,7 @@ class Worker:
         totals = dict(tracker.totals)
         totals["open_connections"] = len(tracker)
         totals["tunnels"] = len(self._tunnels())
-        await self._link.send(messages.Counts(tracker.report(), totals))
+        await self._link.send(messages.Counts(tracker.report(), totals, self.http.seen.report()))
 
     async def _tick(self) -> None:
         while True:

@@ -32,6 +32,7 @@ class Exchange:
         "call",
         "done",
         "flags",
+        "grpc_status",
         "kept",
         "kept_size",
         "proxy",
@@ -58,6 +59,8 @@ class Exchange:
         self.request_ended = self.done = False
         self.trailers: Headers = []
         self.flags, self.reason = "-", ""
+        self.grpc_status: bytes | None = None
+        """As the trailers said; None if they did not."""
         self.started = time.monotonic()
         self.answered_at = 0.0
         self.timer: Timer | None = None
@@ -170,6 +173,9 @@ class Exchange:
 
     def ended_with(self, trailers: Headers) -> None:
         """Look at a response's trailers (gRPC's status is there)."""
+        for name, value in trailers:
+            if name == b"grpc-status":
+                self.grpc_status = value
 
     def on_failed(self, reason: str, flags: str, call: Call) -> None:
         """The backend's side broke."""

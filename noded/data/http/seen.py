@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING
 
 from mesh.hbone import format_address
 from mesh.http1 import BadMessage
-from mesh.model import Party
+from mesh.request_counts import RequestReport
+from noded.data.http.tally import RequestEdge, RequestTally
 from noded.data.node import Node
 from noded.data.tracker import UNKNOWN
 
 if TYPE_CHECKING:
     from mesh.balance import Host
+    from mesh.traffic import Route
     from noded.data.http.exchange import Exchange
     from noded.data.http.inbound import InboundExchange, InboundSession
     from noded.data.http.outbound import OutboundExchange
     from noded.data.http.session import OutboundSession, Session
 
-DURATIONS = (0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000)
-"""Upper bounds of the histogram of durations, ms: Istio's."""
-
-
-class RequestTally:
-    """Requests of one edge with one outcome since the last report."""
-
-    __slots__ = ("count", "durations", "received", "seconds", "sent")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.seconds = 0.0
-        self.received = self.sent = 0
-        self.durations = [0] * (len(DURATIONS) + 1)
-        """By bucket, not cumulative."""
-
-
-class RequestEdge:
-    """From one workload to another, through one service, as one side sees it."""
-
-    __slots__ = ("destination", "outbound", "outcomes", "security", "service", "source")
-
-    def __init__(self, outbound: bool, source: Party, destination: Party, service: str, security: str) -> None:
-        self.outbound, self.source, self.destination = outbound, source, destination
-        self.service, self.security = service, security
-        self.outcomes: dict[tuple[int, str, str], RequestTally] = {}
-        """By status, flags, and protocol."""
+MAX_OUTCOMES = 4096
+"""Tallies between two reports; requests beyond are counted in one sum only."""
+_MAX_STATUS = 16
 
 
 class Seen:
@@ -54,28 +31,33 @@ class Seen:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._edges: dict[tuple[str, str, Host | None], RequestEdge] = {}
+        self._edges: dict[object, RequestEdge] = {}
+        self._by_flow: dict[int, RequestEdge] = {}
+        self._outcomes = 0
 
     def outbound(self, session: OutboundSession, exchange: OutboundExchange) -> None:
         """A local workload's request of a service is over."""
         host, destination = exchange.host, exchange.destination
-        service = destination.service if destination is not None else None
-        key = session.local.uid, service.key if service else session.service, host
+        key = session.local.uid, destination or session.service, host
         edge = self._edges.get(key)
         if edge is None:
-            edge = self._edges[key] = self._edge(session, service.hostname if service else "", host)
-        self._count(edge, exchange)
+            service = destination.service.hostname if destination is not None else ""
+            edge = self._edges[key] = self._edge(session, service, host)
+        self._count(edge, exchange, exchange.matched.route if exchange.matched is not None else None)
         self._log(session, exchange, edge, f"{host.address}:{host.port}" if host else "")
 
     def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
         """Somebody's request of a local workload is over."""
         flow = session.flow
-        key = flow.uid, f"{flow.client} {flow.peer_identity}", None
-        edge = self._edges.get(key)
+        edge = self._by_flow.get(flow.number)
         if edge is None:
             source, destination, service, security = flow.sides
-            edge = self._edges[key] = RequestEdge(False, source, destination, service, security)
-        self._count(edge, exchange)
+            key = source, destination, service, security
+            edge = self._edges.get(key)
+            if edge is None:
+                edge = self._edges[key] = RequestEdge(False, source, destination, service, security)
+            self._by_flow[flow.number] = edge
+        self._count(edge, exchange, None)
         self._log(session, exchange, edge, format_address(flow.target, flow.target_port))
 
     def refused(self, session: Session, error: BadMessage) -> None:
@@ -95,23 +77,22 @@ class Seen:
         security = "mutual_tls" if workload is not None and workload.meshed else "none"
         return RequestEdge(True, session.local.party, party, service, security)
 
-    def _count(self, edge: RequestEdge, exchange: Exchange) -> None:
-        status = exchange.response.status if exchange.response is not None else 0
-        key = status, exchange.flags, "http"
+    def _count(self, edge: RequestEdge, exchange: Exchange, route: Route | None) -> None:
+        response = exchange.response
+        key = response.status if response is not None else 0, exchange.flags, _grpc(exchange), id(route)
         tally = edge.outcomes.get(key)
         if tally is None:
-            tally = edge.outcomes[key] = RequestTally()
-        seconds = time.monotonic() - exchange.started
-        tally.count += 1
-        tally.seconds += seconds
-        tally.durations[bisect_left(DURATIONS, seconds * 1000)] += 1
-        tally.received += exchange.received
-        tally.sent += exchange.sent
+            if self._outcomes >= MAX_OUTCOMES:
+                self._node.tracker.count("requests_unattributed")
+                return
+            self._outcomes += 1
+            tally = edge.outcomes[key] = RequestTally(route)
+        tally.add(time.monotonic() - exchange.started, exchange.received, exchange.sent)
 
-    def report(self) -> list[RequestEdge]:
+    def report(self) -> tuple[RequestReport, ...]:
         """What was counted since the last call."""
-        edges, self._edges = self._edges, {}
-        return list(edges.values())
+        edges, self._edges, self._by_flow, self._outcomes = self._edges, {}, {}, 0
+        return tuple(report for edge in edges.values() for report in edge.reports())
 
     def _log(self, session: Session, exchange: Exchange, edge: RequestEdge, upstream: str) -> None:
         tracker = self._node.tracker
@@ -131,3 +112,14 @@ class Seen:
             f',"bytes_received":{exchange.received},"bytes_sent":{exchange.sent}'
             f',"duration_ms":{(now - exchange.started) * 1000:.1f},"upstream_ms":{waited}}}'
         )
+
+
+def _grpc(exchange: Exchange) -> str | None:
+    """The status of a gRPC request, `""` if there was none; None for any other request."""
+    request = exchange.request
+    if request.method != b"POST" or not (request.header(b"content-type") or b"").startswith(b"application/grpc"):
+        return None
+    status = exchange.grpc_status
+    if status is None and exchange.response is not None:
+        status = exchange.response.header(b"grpc-status")
+    return status.decode("latin-1") if status is not None and status.isdigit() and len(status) <= _MAX_STATUS else ""
