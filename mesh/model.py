@@ -110,8 +110,19 @@ class Source:
     not_service_accounts: tuple[str, ...] = ()
     ip_blocks: tuple[str, ...] = ()
     not_ip_blocks: tuple[str, ...] = ()
-    http_clauses: tuple[str, ...] = ()
-    """Names of the clauses present that need HTTP (`requestPrincipals`, `remoteIpBlocks`, …)."""
+    request_principals: tuple[str, ...] = ()
+    """`<issuer>/<subject>` of a request's JWT."""
+    not_request_principals: tuple[str, ...] = ()
+    remote_ip_blocks: tuple[str, ...] = ()
+    not_remote_ip_blocks: tuple[str, ...] = ()
+
+    @property
+    def http_clauses(self) -> tuple[str, ...]:
+        """Names of the clauses present that need a request."""
+        return tuple(name for name, values in (
+            ("requestPrincipals", self.request_principals), ("notRequestPrincipals", self.not_request_principals),
+            ("remoteIpBlocks", self.remote_ip_blocks), ("notRemoteIpBlocks", self.not_remote_ip_blocks),
+        ) if values)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,21 @@ class Operation:
 
     ports: tuple[int, ...] = ()
     not_ports: tuple[int, ...] = ()
-    http_clauses: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    not_hosts: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    not_methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    """Also with templates: `{*}` for one segment, `{**}` for any number, at the end for all that follows."""
+    not_paths: tuple[str, ...] = ()
+
+    @property
+    def http_clauses(self) -> tuple[str, ...]:
+        """Names of the clauses present that need a request."""
+        return tuple(name for name, values in (
+            ("hosts", self.hosts), ("notHosts", self.not_hosts), ("methods", self.methods),
+            ("notMethods", self.not_methods), ("paths", self.paths), ("notPaths", self.not_paths),
+        ) if values)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,6 @@ from controller.schema.meta import is_dry_run
 from controller.store import Resource
 from mesh.model import Action, Condition, MtlsMode, Operation, PeerAuth, Policy, Rule, Source
 
-_SOURCE_HTTP = ("requestPrincipals", "notRequestPrincipals", "remoteIpBlocks", "notRemoteIpBlocks")
-_OPERATION_HTTP = ("hosts", "notHosts", "methods", "notMethods", "paths", "notPaths")
-
 
 def _selector(spec: Mapping[str, Any]) -> dict[str, str]:
     return dict((spec.get("selector") or {}).get("matchLabels") or {})
@@ -59,7 +56,10 @@ def _source(source: Mapping[str, Any], namespace: str) -> Source:
         accounts("notServiceAccounts"),
         of("ipBlocks"),
         of("notIpBlocks"),
-        tuple(name for name in _SOURCE_HTTP if source.get(name)),
+        of("requestPrincipals"),
+        of("notRequestPrincipals"),
+        of("remoteIpBlocks"),
+        of("notRemoteIpBlocks"),
     )
 
 
@@ -68,7 +68,12 @@ def _operation(operation: Mapping[str, Any]) -> Operation:
     return Operation(
         tuple(map(int, of("ports"))),
         tuple(map(int, of("notPorts"))),
-        tuple(name for name in _OPERATION_HTTP if operation.get(name)),
+        of("hosts"),
+        of("notHosts"),
+        of("methods"),
+        of("notMethods"),
+        of("paths"),
+        of("notPaths"),
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from mesh.authz.matching import Facts, compile_rule
 from mesh.cidr import Address, parse_address
@@ -24,7 +23,12 @@ _MANY = 256
 
 def identity_contradicts(source: Source | None, conditions: Sequence[Condition], trust_domain: str) -> bool:
     """Whether no identity (nor the lack of one) satisfies the source's names and the conditions on names."""
-    only = replace(source, ip_blocks=(), not_ip_blocks=(), http_clauses=()) if source else None
+    only = None
+    if source is not None:
+        only = Source(
+            source.principals, source.not_principals, source.namespaces, source.not_namespaces,
+            source.service_accounts, source.not_service_accounts,
+        )  # fmt: skip
     relevant = [c for c in conditions if c.key in _IDENTITY_KEYS]
     names = _names(only, relevant)
     if only == Source():

@@ -1,4 +1,4 @@
-"""One rule of an `AuthorizationPolicy`, compiled to a test of a connection.
+"""One rule of an `AuthorizationPolicy`, compiled to a test of a connection, or of a request.
 
 Semantics: https://istio.io/latest/docs/reference/config/security/authorization-policy/ and `.../conditions/`, at layer
 4 as Istio's ztunnel has them:
@@ -6,21 +6,39 @@ Semantics: https://istio.io/latest/docs/reference/config/security/authorization-
 - Clauses of one source or operation are ANDed, values of one clause ORed; a `not…` clause fails if any value matches.
 - Identity clauses (principals, namespaces, service accounts) never match a peer without one, so their `not…` forms
   always do: `notPrincipals: ["*"]` is how one says "plaintext".
-- What cannot be evaluated here (HTTP clauses, `connection.sni`, which HBONE does not have, an unknown key, an
-  unreadable value, a source, operation or condition that says nothing) makes an ALLOW rule match nothing, and counts
+- What cannot be evaluated (of a connection HTTP clauses; `connection.sni`, which HBONE does not have, an unknown key,
+  an unreadable value, a source, operation or condition that says nothing) makes an ALLOW rule match nothing, and counts
   as matched in a DENY rule: either way, more is denied than was asked for.
+- Of a request: hosts match whatever their case, paths without their query, a header that comes twice as one with a
+  comma. With no proxy in front that is trusted, the remote address is the peer's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
+from mesh.authz.templates import paths
 from mesh.cidr import Address, Blocks
 from mesh.model import Action, Condition, Operation, Policy, Rule, Source
+
+
+class Reads(enum.Enum):
+    """What a rule is compiled for."""
+
+    CONNECTION = "connection"
+    """HTTP clauses cannot be evaluated."""
+    REQUEST = "request"
+    EITHER = "either"
+    """HTTP clauses are taken as met: whether any request of a connection can match at all."""
+
+
+def _no_header(_name: str) -> str | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +53,17 @@ class Facts:
     destination: Address
     port: int
     """Target port."""
+    method: str = ""
+    path: str = ""
+    """Normalised, without the query."""
+    host: str = ""
+    """In lower case."""
+    headers: Callable[[str], str | None] = _no_header
+    """A request header's value by its name in lower case."""
+    claims: Mapping[str, Any] | None = None
+    """Of the request's JWT, once it was verified."""
+    request_principal: str | None = None
+    """`<issuer>/<subject>` of it."""
 
 
 Test = Callable[[Facts], bool]
@@ -59,7 +88,16 @@ class _Clauses:
         not_values: tuple[str, ...] | tuple[int, ...],
     ) -> None:
         """Require the fact to be among `values`, if there are any, and not among `not_values`."""
-        read = attrgetter(fact)
+        self.add_read(attrgetter(fact), compiled, values, not_values)
+
+    def add_read(
+        self,
+        read: Callable[[Facts], Any],
+        compiled: Callable[[tuple[Any, ...]], _Among],
+        values: tuple[str, ...] | tuple[int, ...],
+        not_values: tuple[str, ...] | tuple[int, ...],
+    ) -> None:
+        """The same of what `read` returns."""
         try:
             among = compiled(values) if values else None
             not_among = compiled(not_values) if not_values else None
@@ -73,11 +111,11 @@ class _Clauses:
 
 
 @lru_cache(2048)  # the workloads of a namespace share its policies, and an update leaves most of them as they were
-def compile_rule(rule: Rule, action: Action) -> Test | None:
-    """Return the test of whether `rule` matches a connection, or None if it can match none."""
-    sources = [_source(source) for source in rule.sources]
-    operations = [_operation(operation) for operation in rule.operations]
-    conditions = [_condition(condition) for condition in rule.conditions]
+def compile_rule(rule: Rule, action: Action, reads: Reads = Reads.CONNECTION) -> Test | None:
+    """Return the test of whether `rule` matches a connection (or a request), or None if it can match none."""
+    sources = [_source(source, reads) for source in rule.sources]
+    operations = [_operation(operation, reads) for operation in rule.operations]
+    conditions = [_condition(condition, reads) for condition in rule.conditions]
     if action is Action.ALLOW and not all(clauses.evaluable for clauses in (*sources, *operations, *conditions)):
         return None
     tests = [_all(condition.tests) for condition in conditions]
@@ -118,7 +156,7 @@ def reads_requests(policy: Policy) -> bool:
     return any(
         any(source.http_clauses for source in rule.sources)
         or any(operation.http_clauses for operation in rule.operations)
-        or any(condition.key not in _CONDITIONS for condition in rule.conditions)
+        or any(request_fact(condition.key) is not None for condition in rule.conditions)
         for rule in policy.rules
     )
 
@@ -126,38 +164,60 @@ def reads_requests(policy: Policy) -> bool:
 def reads_source_address(policy: Policy) -> bool:
     """Whether the peer's address can make a difference to `policy`."""
     return any(
-        any(source.ip_blocks or source.not_ip_blocks for source in rule.sources)
-        or any(condition.key == "source.ip" for condition in rule.conditions)
+        any(
+            source.ip_blocks or source.not_ip_blocks or source.remote_ip_blocks or source.not_remote_ip_blocks
+            for source in rule.sources
+        )
+        or any(condition.key in ("source.ip", "remote.ip") for condition in rule.conditions)
         for rule in policy.rules
     )
 
 
-def _source(source: Source) -> _Clauses:
+def _source(source: Source, reads: Reads) -> _Clauses:
     clauses = _Clauses()
-    clauses.add("principal", _names, source.principals, source.not_principals)
-    clauses.add("namespace", _names, source.namespaces, source.not_namespaces)
+    clauses.add("principal", matching_names, source.principals, source.not_principals)
+    clauses.add("namespace", matching_names, source.namespaces, source.not_namespaces)
     clauses.add("service_account", _exact, source.service_accounts, source.not_service_accounts)
     clauses.add("source", _blocks, source.ip_blocks, source.not_ip_blocks)
-    if source.http_clauses or not clauses.tests:
-        clauses.evaluable = False
-    return clauses
+    if reads is Reads.REQUEST:
+        clauses.add("request_principal", matching_names, source.request_principals, source.not_request_principals)
+        clauses.add("source", _blocks, source.remote_ip_blocks, source.not_remote_ip_blocks)
+    return _checked(clauses, bool(source.http_clauses), reads)
 
 
-def _operation(operation: Operation) -> _Clauses:
+def _operation(operation: Operation, reads: Reads) -> _Clauses:
     clauses = _Clauses()
     clauses.add("port", _exact, operation.ports, operation.not_ports)
-    if operation.http_clauses or not clauses.tests:
-        clauses.evaluable = False
-    return clauses
+    if reads is Reads.REQUEST:
+        clauses.add("method", matching_names, operation.methods, operation.not_methods)
+        clauses.add("path", paths, operation.paths, operation.not_paths)
+        clauses.add("host", _hosts, operation.hosts, operation.not_hosts)
+    return _checked(clauses, bool(operation.http_clauses), reads)
 
 
-def _condition(condition: Condition) -> _Clauses:
+def _condition(condition: Condition, reads: Reads) -> _Clauses:
     clauses = _Clauses()
+    http = False
     if (known := _CONDITIONS.get(condition.key)) is not None:
         clauses.add(*known, condition.values, condition.not_values)
-    if not clauses.tests:
+    elif (fact := request_fact(condition.key)) is not None:
+        http = True
+        if reads is Reads.REQUEST:
+            clauses.add_read(*fact, condition.values, condition.not_values)
+    return _checked(clauses, http, reads)
+
+
+def _checked(clauses: _Clauses, http: bool, reads: Reads) -> _Clauses:
+    """Of HTTP clauses: unevaluable for a connection, left out where they are taken as met."""
+    if http and reads is Reads.EITHER:
+        clauses.tests = clauses.tests or [_met]
+    elif (http and reads is Reads.CONNECTION) or not clauses.tests:
         clauses.evaluable = False
     return clauses
+
+
+def _met(_facts: Facts) -> bool:
+    return True
 
 
 def _exact(values: tuple[Any, ...]) -> _Among:
@@ -172,7 +232,7 @@ def _blocks(values: tuple[str, ...]) -> _Among:
     return Blocks(values).__contains__
 
 
-def _names(values: tuple[str, ...]) -> _Among:
+def matching_names(values: tuple[str, ...]) -> _Among:
     """Any of some strings: exact, `prefix*`, `*suffix`, or `*` (every suffix) for presence. Any other `*` is itself."""
     suffixes = tuple(value[1:] for value in values if value.startswith("*"))
     prefixes = tuple(value[:-1] for value in values if value.endswith("*") and not value.startswith("*"))
@@ -184,9 +244,56 @@ def _names(values: tuple[str, ...]) -> _Among:
     return among
 
 
+def _hosts(values: tuple[str, ...]) -> _Among:
+    return matching_names(tuple(value.lower() for value in values))
+
+
+def _lists(values: tuple[str, ...]) -> _Among:
+    """Of a claim that may be a list of strings: any of them."""
+    among = matching_names(values)
+
+    def any_among(claim: Any) -> bool:
+        if isinstance(claim, list):
+            return any(isinstance(item, str) and among(item) for item in claim)
+        return isinstance(claim, str) and among(claim)
+
+    return any_among
+
+
+def request_fact(key: str) -> tuple[Callable[[Facts], Any], Callable[[tuple[Any, ...]], _Among]] | None:
+    """How the value of one of Istio's attributes of requests is read and matched; None for what is none.
+
+    https://istio.io/latest/docs/reference/config/security/conditions/
+    """
+    if key == "remote.ip":
+        return attrgetter("source"), _blocks
+    if key == "request.auth.principal":
+        return attrgetter("request_principal"), matching_names
+    if key == "request.auth.audiences":
+        return lambda facts: (facts.claims or {}).get("aud"), _lists
+    if key == "request.auth.presenter":
+        return lambda facts: (facts.claims or {}).get("azp"), _lists
+    if key.startswith("request.headers[") and key.endswith("]"):
+        name = key[len("request.headers[") : -1].lower()
+        return lambda facts: facts.headers(name), matching_names
+    if key.startswith("request.auth.claims[") and key.endswith("]"):
+        names = key[len("request.auth.claims[") : -1].split("][")
+        return lambda facts: _claim(facts.claims, names), _lists
+    return None
+
+
+def _claim(claims: Mapping[str, Any] | None, names: list[str]) -> Any:
+    found: Any = claims
+    for name in names:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name)
+    return found
+
+
 _CONDITIONS: dict[str, tuple[str, Callable[[tuple[Any, ...]], _Among]]] = {
-    "source.principal": ("principal", _names),
-    "source.namespace": ("namespace", _names),
+    "source.principal": ("principal", matching_names),
+    "source.namespace": ("namespace", matching_names),
     "source.ip": ("source", _blocks),
     "destination.ip": ("destination", _blocks),
     "destination.port": ("port", _ports),

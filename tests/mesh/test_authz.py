@@ -246,10 +246,10 @@ def test_sources_operations_and_every_condition_must_match() -> None:
 @pytest.mark.parametrize(
     "unevaluable",
     [
-        Rule(sources=(Source(namespaces=("shop",), http_clauses=("requestPrincipals",)),)),
-        Rule(sources=(Source(http_clauses=("remoteIpBlocks",)),)),
-        Rule(operations=(Operation(http_clauses=("methods",)),)),
-        Rule(operations=(Operation(ports=(8080,)), Operation(ports=(8080,), http_clauses=("paths",)))),
+        Rule(sources=(Source(namespaces=("shop",), request_principals=("*",)),)),
+        Rule(sources=(Source(remote_ip_blocks=("10.0.0.0/8",)),)),
+        Rule(operations=(Operation(methods=("GET",)),)),
+        Rule(operations=(Operation(ports=(8080,)), Operation(ports=(8080,), paths=("/x",)))),
         Rule(conditions=(Condition("request.headers[x]", ("y",)),)),
         Rule(conditions=(Condition("connection.sni", ("*",)),)),
         Rule(conditions=(Condition("remote.ip", ("10.77.0.1",)),)),
@@ -268,13 +268,13 @@ def test_what_cannot_be_evaluated_spoils_an_allow_and_counts_as_matched_in_a_den
 
 
 def test_the_other_clauses_of_a_deny_rule_with_http_clauses_still_count() -> None:
-    posts = deny(Rule(operations=(Operation(ports=(8080,), http_clauses=("methods",)),)))
+    posts = deny(Rule(operations=(Operation(ports=(8080,), methods=("GET",)),)))
     assert not permitted(posts)
     assert permitted(posts, peer=PEER._replace(destination_port=8081))
 
 
 def test_the_other_rules_of_an_allow_policy_with_http_clauses_still_count() -> None:
-    http = Rule(operations=(Operation(http_clauses=("methods",)),))
+    http = Rule(operations=(Operation(methods=("GET",)),))
     verdict = authorizer(allow(http, source(namespaces=("shop",)))).check(PEER)
     assert isinstance(verdict, Permit)
     assert verdict.rule == 1

@@ -65,6 +65,7 @@ class Http1Server:
         "_close",
         "_closed",
         "_exchange",
+        "_head",
         "_http10",
         "_idle",
         "_keep_alive",
@@ -77,6 +78,7 @@ class Http1Server:
         "_receiving",
         "_refuse",
         "_upgrading",
+        "authority",
         "ticks",
         "transport",
     )
@@ -86,12 +88,14 @@ class Http1Server:
         self._begin, self._refuse, self._on_end = begin, refuse, on_end
         self.transport: Transport
         """Set by whoever joins the two."""
+        self.authority = b""
+        """Of requests that name none: where the client connected to."""
         self._parser = RequestParser(self)
         self._exchange: Exchange | None = None
         self._queue: deque[Callable[[], None]] = deque()
         self._receiving = self._keep_alive = self._chunked = self._http10 = False
         self._close = self._lingering = self._raw = self._closed = self._busy = False
-        self._upgrading = self._peer_ended = False
+        self._upgrading = self._peer_ended = self._head = False
         self._idle = True
         self.ticks = 0
 
@@ -180,6 +184,9 @@ class Http1Server:
     def _start(self, request: Request, keep_alive: bool) -> None:
         self._keep_alive, self._http10 = keep_alive, request.http10
         self._upgrading = bool(request.upgrade)
+        self._head = request.method == b"HEAD"
+        if not request.authority:  # HTTP/1.0 may leave it out
+            request.authority = self.authority
         self._receiving, self._idle = True, False
         exchange = self._exchange = self._begin(self, request)
         exchange.begin()
@@ -230,7 +237,7 @@ class Http1Server:
         if response.length < 0 and self._http10:
             self._close = True
         self._close = self._close or not self._keep_alive
-        self.transport.write(write_response(response, keep_alive=not self._close, http10=self._http10))
+        self.transport.write(write_response(response, keep_alive=not self._close, http10=self._http10, head=self._head))
 
     def data(self, data: bytes) -> None:
         """See `Responder`."""

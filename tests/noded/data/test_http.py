@@ -216,9 +216,7 @@ async def test_what_speaks_no_http_on_an_undeclared_port_stays_as_it_is(pair: tu
         assert await asked(client, b"\x00\x01binary") == b"220 hello\r\n\x00\x01binary"
 
 
-BY_METHOD = Policy(
-    "reads", "shop", Action.ALLOW, (Rule(operations=(Operation(http_clauses=("methods",)),)),), {"app": "web"}
-)
+BY_METHOD = Policy("reads", "shop", Action.ALLOW, (Rule(operations=(Operation(methods=("GET",)),)),), {"app": "web"})
 
 
 async def test_a_policy_that_asks_for_requests_has_them_read_at_the_destination(pair: tuple[Lab, Pod, Pod]) -> None:
@@ -476,3 +474,26 @@ async def test_a_response_broken_off_is_broken_off_for_the_client_too(pair: tupl
     with server(pod, 8080, backend):
         await trio.to_thread.run_sync(talk)
     assert (await logged(client))[0]["response_flags"] == "UC"
+
+
+async def test_the_answer_to_head_has_the_length_that_get_would_have(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    web = Web(b"HTTP/1.1 200 OK\r\nContent-Length: 77\r\n\r\n")
+    with server(pod, 8080, web):
+        answer = await asked(client, b"HEAD / HTTP/1.1\r\nHost: web\r\n\r\n" * 2)
+    assert answer.count(b"\r\ncontent-length: 77\r\n") == 2
+
+
+async def test_http_1_0_without_a_host_is_served_and_closed(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    web = Web(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+
+    def talk() -> bytes:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return read_all(sock)
+
+    with server(pod, 8080, web):
+        answer = await trio.to_thread.run_sync(talk)
+    assert answer.endswith(b"\r\n\r\nok")
+    assert b"host: 10.96.0.1" in web.heads[0]

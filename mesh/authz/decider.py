@@ -1,0 +1,146 @@
+"""Policies compiled, and Istio's order over them: any DENY that matches; no ALLOW at all; any ALLOW that matches; else
+denied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple, final
+
+from mesh.authz.matching import Facts, Reads, Test, compile_rule
+from mesh.cidr import parse_address
+from mesh.identity import Identity
+from mesh.model import Action, Policy
+
+_NAMED = 3
+"""ALLOW policies named in the reason of a denial by default."""
+
+
+class Peer(NamedTuple):
+    """Who wants to connect, and where to."""
+
+    identity: Identity | None
+    """From its certificate; None in plaintext."""
+    source_ip: str
+    destination_ip: str
+    destination_port: int
+    """Target port: the one that the workload listens on."""
+
+
+class _Seal:
+    """Only this module has one."""
+
+
+_SEAL = _Seal()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Proof that the policies let a peer in. Only `Authorizer.check` makes one."""
+
+    seal: InitVar[_Seal]
+    policy: str
+    """`<namespace>/<name>` of the policy that decided, or `""`."""
+    rule: int
+    """Index of the rule that matched, or -1."""
+    reason: str
+    dry_run: tuple[str, ...]
+    """What would be different if the dry-run policies were enforced: `<namespace>/<name> would deny`."""
+
+    def __post_init__(self, seal: _Seal) -> None:
+        if seal is not _SEAL:
+            raise TypeError("a Permit comes from Authorizer.check and from nowhere else")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Proof that the policies keep a peer out."""
+
+    policy: str
+    """`<namespace>/<name>` of the policy that decided, or `""` if none allowed it."""
+    rule: int
+    """Index of the rule that matched, or -1."""
+    reason: str
+    dry_run: tuple[str, ...]
+    """What would be different if the dry-run policies were enforced: `<namespace>/<name> would allow`."""
+
+    @property
+    def text(self) -> str:
+        """The reason, and by which rule, for a log line."""
+        if not self.policy:
+            return self.reason
+        rule = f" rule {self.rule}" if self.rule >= 0 else ""
+        return f"{self.reason}: {self.policy}{rule}"
+
+
+class Compiled(NamedTuple):
+    """A policy's rules, each with its number."""
+
+    key: str
+    rules: tuple[tuple[int, Test], ...]
+
+    def first_match(self, facts: Facts) -> int:
+        """The index of the first rule that matches, or -1."""
+        for index, matches in self.rules:
+            if matches(facts):
+                return index
+        return -1
+
+
+class Decider:
+    """Policies by what they do, compiled, and Istio's order over them."""
+
+    __slots__ = ("_allow", "_deny", "_dry_allow", "_dry_deny")
+
+    def __init__(self, policies: Iterable[tuple[Policy, Compiled]]) -> None:
+        self._deny: list[Compiled] = []
+        self._allow: list[Compiled] = []
+        self._dry_deny: list[Compiled] = []
+        self._dry_allow: list[Compiled] = []
+        for policy, compiled in policies:
+            if policy.action is Action.DENY:
+                kind = self._dry_deny if policy.dry_run else self._deny
+            else:
+                kind = self._dry_allow if policy.dry_run else self._allow
+            kind.append(compiled)
+
+    def decide(self, facts: Facts) -> Permit | Denial:
+        """What they say."""
+        for one in self._deny:
+            if (rule := one.first_match(facts)) >= 0:
+                return Denial(one.key, rule, "matched a DENY policy", ())
+        would_deny = [policy for policy in self._dry_deny if policy.first_match(facts) >= 0]
+        would_allow = [policy for policy in self._dry_allow if policy.first_match(facts) >= 0]
+        for one in self._allow:
+            if (rule := one.first_match(facts)) >= 0:
+                return Permit(_SEAL, one.key, rule, "matched an ALLOW policy", _would("deny", would_deny))
+        if self._allow:
+            named = ", ".join(policy.key for policy in self._allow[:_NAMED])
+            more = f" and {len(self._allow) - _NAMED} more" if len(self._allow) > _NAMED else ""
+            would = () if would_deny else _would("allow", would_allow)
+            return Denial("", -1, f"matched no ALLOW policy ({named}{more})", would)
+        if not would_deny and not would_allow:
+            would_deny = self._dry_allow  # being the first ALLOW policies here, they would make denial the default
+        return Permit(_SEAL, "", -1, "no ALLOW policy applies", _would("deny", would_deny))
+
+
+def compiled(policy: Policy, reads: Reads) -> Compiled:
+    """Its rules that can match at all."""
+    tests = ((index, compile_rule(rule, policy.action, reads)) for index, rule in enumerate(policy.rules))
+    return Compiled(policy.key, tuple((index, test) for index, test in tests if test is not None))
+
+
+def _would(do: str, policies: Iterable[Compiled]) -> tuple[str, ...]:
+    return tuple(f"{policy.key} would {do}" for policy in policies)
+
+
+def facts_of(peer: Peer) -> Facts:
+    """What is known of a connection. Raises `ValueError` if an address is not one."""
+    source, destination = parse_address(peer.source_ip), parse_address(peer.destination_ip)
+    if (identity := peer.identity) is None:
+        return Facts(None, None, None, source, destination, peer.destination_port)
+    account = f"{identity.namespace}/{identity.service_account}"
+    return Facts(identity.principal, identity.namespace, account, source, destination, peer.destination_port)

@@ -1,0 +1,85 @@
+"""What the policies say of the requests of one peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from mesh.authz.decider import Compiled, Decider, Denial, Permit
+from mesh.authz.matching import Facts
+from mesh.message import Request
+from mesh.model import Policy
+
+_MEMO = 1024
+_LONG = 512
+"""Longest path whose verdict is remembered, bytes."""
+_HEADER = "request.headers["
+
+
+class Requests:
+    """Only rules that can match any of them are looked at again; verdicts are remembered by all that a rule asks for,
+    so that many policies don't make requests dearer.
+    """
+
+    __slots__ = ("_decider", "_facts", "_memo", "_names", "_strict")
+
+    def __init__(self, strict: Denial | None, facts: Facts, rules: Iterable[tuple[Policy, Compiled, Compiled]]) -> None:
+        """`strict` is the peer's denial whatever it asks, `facts` what is known of its connection.
+
+        `rules`: of each policy the tests whether a peer can have a request that matches, and whether one does.
+        """
+        self._strict = strict
+        self._facts = facts
+        policies = []
+        names: set[str] = set()
+        for policy, possible, exact in rules:
+            able = {index for index, test in possible.rules if test(facts)}
+            policies.append((policy, Compiled(policy.key, tuple(one for one in exact.rules if one[0] in able))))
+            for index in able:
+                names.update(c.key for c in policy.rules[index].conditions if c.key.startswith(_HEADER))
+        self._decider = Decider(policies)
+        self._names = tuple(sorted(name[len(_HEADER) : -1].lower().encode() for name in names))
+        """The headers that a rule asks for."""
+        self._memo: dict[tuple[object, ...], Permit | Denial] = {}
+
+    def check(self, request: Request, claims: Mapping[str, Any] | None) -> Permit | Denial:
+        """Decide on one."""
+        if self._strict is not None:
+            return self._strict
+        values = tuple([_joined(request, name) for name in self._names]) if self._names else ()
+        if claims is not None:  # a token has its own life, and hardly comes twice
+            return self._decide(request, values, claims)
+        path = request.path.partition(b"?")[0]
+        key = request.method, path, request.authority, values
+        if (verdict := self._memo.get(key)) is None:
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            verdict = self._decide(request, values, None)
+            if len(path) <= _LONG:
+                self._memo[key] = verdict
+        return verdict
+
+    def _decide(
+        self, request: Request, values: tuple[bytes | None, ...], claims: Mapping[str, Any] | None
+    ) -> Permit | Denial:
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in zip(self._names, values, strict=True)
+            if value is not None
+        }
+        facts = replace(
+            self._facts,
+            method=request.method.decode("latin-1"),
+            path=request.path.partition(b"?")[0].decode("latin-1"),
+            host=request.authority.decode("latin-1").lower(),
+            headers=headers.get,
+            claims=claims,
+            request_principal=f"{claims.get('iss')}/{claims.get('sub')}" if claims is not None else None,
+        )
+        return self._decider.decide(facts)
+
+
+def _joined(request: Request, name: bytes) -> bytes | None:
+    values = [value for key, value in request.headers if key == name]
+    return b",".join(values) if values else None
