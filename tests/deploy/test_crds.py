@@ -12,7 +12,8 @@ from jsonschema import Draft4Validator
 from controller.cli.kinds import singular
 from controller.schema.crds import definitions, structural, text
 from controller.schema.manifests import KINDS, load
-from tests.docs.pages import ROOT
+from controller.schema.reference import page
+from tests.docs.pages import DOCS, ROOT
 from tests.docs.test_resources import examples
 
 FOLDER = ROOT / "deploy/daemonset/base/crds"
@@ -56,6 +57,11 @@ def test_the_files_are_what_the_models_say() -> None:
     there = {path.name: path.read_text() for path in FOLDER.glob("*.yaml")}
     assert there == expected, "run: python -m controller.schema.crds deploy/daemonset/base/crds"
     assert set(DEFINITIONS) == {"Workload", "AuthorizationPolicy", "PeerAuthentication", "TrafficPolicy"}
+
+
+def test_the_reference_is_what_the_definitions_say() -> None:
+    there = (DOCS / "reference/custom-resources.md").read_text()
+    assert there == page(), "run: python -m controller.schema.reference docs/reference/custom-resources.md"
 
 
 @pytest.mark.parametrize("kind", DEFINITIONS)
