@@ -329,6 +329,11 @@ class Connection:
                     if stream.undelivered * 2 >= stream.receive_size:
                         self.delivered(stream, 0)
                 continue
+            if kind == 1 and flags & 0x2C == 4 and self._block is None and end - at - 9 >= length and self.ready:
+                # the next most common case: a whole header block, no padding, no priority
+                self._on_block(stream_id, bool(flags & f.END_STREAM), bytes(view[at + 9 : at + 9 + length]))
+                at += 9 + length
+                continue
             if length > MAX_CONTROL_FRAME and kind <= f.CONTINUATION:
                 raise self._failed(ErrorCode.FRAME_SIZE_ERROR, f"frame of type {kind} holds {length} bytes")
             if kind > f.CONTINUATION:
@@ -437,7 +442,7 @@ class Connection:
         self._block, self._block_parts = bytearray(payload[at:end]), 0
         self._block_stream, self._block_end = stream_id, bool(flags & f.END_STREAM)
         if flags & f.END_HEADERS:
-            self._on_block()
+            self._end_block()
 
     def _on_continuation(self, flags: int, _stream_id: int, payload: bytes) -> None:
         if self._block is None:
@@ -447,12 +452,18 @@ class Connection:
         if len(self._block) > MAX_LIST or self._block_parts > 32:
             raise self._failed(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
         if flags & f.END_HEADERS:
-            self._on_block()
+            self._end_block()
 
-    def _on_block(self) -> None:
+    def _end_block(self) -> None:
         assert self._block is not None
-        stream_id, end, block = self._block_stream, self._block_end, bytes(self._block)
-        self._block = None
+        block, self._block = bytes(self._block), None
+        self._on_block(self._block_stream, self._block_end, block)
+
+    def _on_block(self, stream_id: int, end: bool, block: bytes) -> None:
+        if not stream_id:
+            raise self._failed(ErrorCode.PROTOCOL_ERROR, "malformed HEADERS")
+        if len(block) > MAX_CONTROL_FRAME:
+            raise self._failed(ErrorCode.FRAME_SIZE_ERROR, f"a header block of {len(block)} bytes")
         try:
             fields = self._decoder.decode(block)
         except HeaderError as error:

@@ -1,12 +1,13 @@
-"""HPACK (RFC 7541) for tunnels: an encoder that never touches the dynamic table, and a decoder with a short cut.
+"""HPACK (RFC 7541): an encoder that never touches the dynamic table, and a decoder of our own loop.
 
-Both ends of a tunnel are usually ours, and our blocks hold only static names and plain literals. Those decode in a few
-microseconds here; any other block goes to the `hpack` library, which keeps the dynamic table.
+The `hpack` library keeps the table and knows Huffman's code; its own loop takes five times as long.
 """
 
 from __future__ import annotations
 
 import hpack
+from hpack.hpack import decode_integer
+from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 Fields = list[tuple[bytes, bytes]]
@@ -16,10 +17,25 @@ MAX_LIST = 65_536
 
 _STATIC: tuple[tuple[bytes, bytes], ...] = ((b"", b""), *HeaderTable.STATIC_TABLE)
 _INDEX = {name: index for index, (name, _) in reversed(list(enumerate(_STATIC)))}
+_EXACT = {field: bytes((0x80 | index,)) for index, field in enumerate(_STATIC) if field[1]}
+_SECRET = (b"authorization", b"proxy-authorization", b"cookie", b"set-cookie")
+_LONGEST_INTEGER = 12
+_MOST_KNOWN, _LARGEST_KNOWN = 64, 256
+"""Blocks that a connection remembers; larger ones, in bytes, are not."""
 
 
 class HeaderError(ValueError):
     """A header block that does not decode: a COMPRESSION_ERROR, which ends the connection."""
+
+
+class Decoded(list[tuple[bytes, bytes]]):
+    """`Fields` that came out of a block, with what `messages` has read them as, so that it need not again."""
+
+    __slots__ = ("message",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message: object = None
 
 
 def _string(value: bytes) -> bytes:
@@ -35,13 +51,20 @@ def _string(value: bytes) -> bytes:
 
 
 def encode_field(name: bytes, value: bytes) -> bytes:
-    """One field as a literal without indexing; concatenate these for a block. `name` must be lower-case."""
+    """One field as an entry of the static table, or a literal without indexing; concatenate these for a block.
+
+    `name` must be lower-case. What is secret is marked as never to be indexed, so that whoever passes it on will not
+    either (RFC 7541 section 7.1.3).
+    """
+    if exact := _EXACT.get((name, value)):
+        return exact
     index = _INDEX.get(name, 0)
+    kind = 16 if name in _SECRET else 0
     if 0 < index < 15:
-        return bytes((index,)) + _string(value)
+        return bytes((kind | index,)) + _string(value)
     if index:
-        return bytes((15, index - 15)) + _string(value)
-    return b"\x00" + _string(name) + _string(value)
+        return bytes((kind | 15, index - 15)) + _string(value)
+    return bytes((kind,)) + _string(name) + _string(value)
 
 
 def encode_status(status: int) -> bytes:
@@ -51,66 +74,116 @@ def encode_status(status: int) -> bytes:
 
 
 class Decoder:
-    """The decoding half of one connection."""
+    """The decoding half of one connection. The dynamic table and what is rare are the `hpack` library's.
 
-    __slots__ = ("_decoder",)
+    A client repeats itself, and a repeated head is a handful of indices: the last blocks are remembered for as long as
+    the table stays as it is.
+    """
+
+    __slots__ = ("_decoder", "_dynamic", "_known", "_table")
 
     def __init__(self) -> None:
         self._decoder = hpack.Decoder(max_header_list_size=MAX_LIST)
+        self._table = self._decoder.header_table
+        self._dynamic = self._table.dynamic_entries
+        self._known: dict[bytes, Decoded] = {}
 
-    def decode(self, block: bytes) -> Fields:
-        """The fields of a block, in order; raises `HeaderError`."""
-        fields = _decode_plain(block)
-        if fields is not None:
-            return fields
-        try:
-            return [(bytes(name), bytes(value)) for name, value, *_ in self._decoder.decode(block, raw=True)]
-        except hpack.HPACKError as error:
-            raise HeaderError(str(error)[:100]) from error  # some quote the whole block
+    def decode(self, block: bytes) -> Decoded:
+        """The fields of a block, in order, not to be changed; raises `HeaderError`."""
+        known = self._known
+        fields = known.get(block)
+        if fields is None:
+            try:
+                fields, changed = self._decode(block)
+            except IndexError:
+                raise HeaderError("a header block that ends within a field") from None
+            except hpack.HPACKError as error:
+                raise HeaderError(str(error)[:100]) from error  # some quote the whole block
+            if changed:
+                known.clear()
+            elif len(block) <= _LARGEST_KNOWN:
+                if len(known) >= _MOST_KNOWN:
+                    known.clear()
+                known[block] = fields
+        return fields
 
-
-def _decode_plain(block: bytes) -> Fields | None:
-    """Decode a block of static entries and short plain literals; None where it holds, or may hold, anything else."""
-    fields: Fields = []
-    at, end, size = 0, len(block), 0
-    try:
+    def _decode(self, block: bytes) -> tuple[Decoded, bool]:
+        """Also whether the dynamic table was changed."""
+        fields = Decoded()
+        at, end, size, changed = 0, len(block), 0, False
+        dynamic = self._dynamic
         while at < end:
             first = block[at]
-            at += 1
             if first >= 0x80:
-                if not 0x81 <= first <= 0xBD:
-                    return None
-                name, value = _STATIC[first - 0x80]
-            elif first >= 0x20:
-                return None
-            else:
-                index = first & 15
-                if index == 15:
-                    index += block[at]
-                    at += 1
-                    if index > 61:
-                        return None
-                if index:
-                    name = _STATIC[index][0]
+                index = first & 0x7F
+                at += 1
+                if index == 0x7F:
+                    index, used = decode_integer(block[at - 1 : at + _LONGEST_INTEGER], 7)
+                    at += used - 1
+                if 0 < index < 62:
+                    field = _STATIC[index]
+                elif index > 61 and index - 62 < len(dynamic):
+                    field = dynamic[index - 62]
                 else:
+                    raise HeaderError("an index of no entry")
+                size += len(field[0]) + len(field[1]) + 32
+            elif first & 0xE0 == 0x20:
+                if fields:
+                    raise HeaderError("a change of the table's size behind a field")
+                wanted, used = decode_integer(block[at : at + _LONGEST_INTEGER], 5)
+                at += used
+                if wanted > self._decoder.max_allowed_table_size:
+                    raise HeaderError("a table larger than was allowed")
+                self._table.maxsize = wanted
+                changed = True
+                continue
+            else:
+                bits = 6 if first & 0x40 else 4
+                index = first & ((1 << bits) - 1)
+                at += 1
+                if index == (1 << bits) - 1:
+                    index, used = decode_integer(block[at - 1 : at + _LONGEST_INTEGER], bits)
+                    at += used - 1
+                if not index:
                     length = block[at]
-                    if length >= 127:
-                        return None
-                    name = block[at + 1 : at + 1 + length]
-                    at += 1 + length
+                    at += 1
+                    if length < 0x7F:
+                        name = block[at : at + length]
+                        at += length
+                    else:
+                        name, at = _long(block, at - 1)
+                elif index < 62:
+                    name = _STATIC[index][0]
+                elif index - 62 < len(dynamic):
+                    name = dynamic[index - 62][0]
+                else:
+                    raise HeaderError("an index of no entry")
                 length = block[at]
                 at += 1
-                if length >= 127:
-                    if length > 127 or block[at] >= 128:
-                        return None
-                    length += block[at]
-                    at += 1
-                value = block[at : at + length]
-                at += length
+                if length < 0x7F:
+                    value = block[at : at + length]
+                    at += length
+                else:
+                    value, at = _long(block, at - 1)
                 if at > end:
-                    return None
-            size += len(name) + len(value) + 32
-            fields.append((name, value))
-    except IndexError:
-        return None
-    return fields if size <= MAX_LIST else None
+                    raise HeaderError("a header block that ends within a field")
+                field = (name, value)
+                size += len(name) + len(value) + 32
+                if bits == 6:
+                    self._table.add(name, value)
+                    changed = True
+            if size > MAX_LIST:
+                raise HeaderError(f"a header list larger than {MAX_LIST} bytes")
+            fields.append(field)
+        return fields, changed
+
+
+def _long(block: bytes, at: int) -> tuple[bytes, int]:
+    """A string with Huffman's code or of more than 126 bytes, and where it ends."""
+    length, used = decode_integer(block[at : at + _LONGEST_INTEGER], 7)
+    huffman = block[at] & 0x80
+    at += used
+    if length > len(block) - at:
+        raise HeaderError("a header block that ends within a field")
+    text = block[at : at + length]
+    return (decode_huffman(text) if huffman else text), at + length

@@ -7,7 +7,9 @@ a reset of its stream.
 
 from __future__ import annotations
 
-from mesh.h2.headers import Fields, encode_field
+from typing import cast
+
+from mesh.h2.headers import Decoded, Fields, encode_field
 from mesh.http1.failure import BadMessage, Limits
 from mesh.http1.fields import HOP, NOT_CONTROLS, TOKEN, VISIBLE, content_length, is_authority
 from mesh.http1.heads import METHODS
@@ -24,8 +26,23 @@ _SCHEMES = (b"http", b"https")
 _MOST_ENCODED, _LARGEST_ENCODED = 2048, 256
 
 
+_Request = tuple[bytes, bytes, bytes, Headers, int, bool, bytes]
+_Response = tuple[int, Headers, int]
+
+
 def read_request(fields: Fields, end: bool) -> Request:
     """The request that these fields are, in the order in which they came; `end` if no body follows."""
+    if fields.__class__ is Decoded:
+        known = cast("tuple[bool, _Request] | None", fields.message)
+        if known is None or known[0] is not end:
+            known = fields.message = end, _read_request(fields, end)
+        method, authority, path, headers, length, expects, scheme = known[1]
+    else:
+        method, authority, path, headers, length, expects, scheme = _read_request(fields, end)
+    return Request(method, authority, path, headers.copy(), length, b"", expects, scheme)
+
+
+def _read_request(fields: Fields, end: bool) -> _Request:
     pseudo: dict[bytes, bytes] = {}
     at = 0
     for name, value in fields:
@@ -75,11 +92,22 @@ def read_request(fields: Fields, end: bool) -> Request:
         if length > 0:
             raise BadMessage(400, "a body shorter than its content-length")
         length = 0
-    return Request(method, authority, path, headers, length, b"", expects, scheme)
+    return method, authority, path, headers, length, expects, scheme
 
 
 def read_response(fields: Fields, end: bool, head: bool) -> Response:
     """The response that these fields are; `head` if it answers HEAD. An informational one has a status below 200."""
+    if fields.__class__ is Decoded:
+        known = cast("tuple[bool, bool, _Response] | None", fields.message)
+        if known is None or known[0] is not end or known[1] is not head:
+            known = fields.message = end, head, _read_response(fields, end, head)
+        status, headers, length = known[2]
+    else:
+        status, headers, length = _read_response(fields, end, head)
+    return Response(status, headers.copy(), length)
+
+
+def _read_response(fields: Fields, end: bool, head: bool) -> _Response:
     name, value = fields[0] if fields else (b"", b"")
     if name != b":status" or len(value) != 3 or not value.isdigit():
         raise BadMessage(502, "no status, or malformed")
@@ -90,7 +118,7 @@ def read_response(fields: Fields, end: bool, head: bool) -> Response:
     if status < 200:
         if end:
             raise BadMessage(502, "an informational answer that is the last")
-        return Response(status, headers)
+        return status, headers, 0
     length = -1
     bodiless = head or status in (204, 304)
     if special is not None:
@@ -103,7 +131,7 @@ def read_response(fields: Fields, end: bool, head: bool) -> Response:
         if length > 0 and not bodiless:
             raise BadMessage(502, "a body shorter than its content-length")
         length = 0
-    return Response(status, headers, length)
+    return status, headers, length
 
 
 def read_trailers(fields: Fields) -> Headers:
@@ -114,7 +142,7 @@ def read_trailers(fields: Fields) -> Headers:
         if name in _FRAMING:
             raise BadMessage(400, "this header must not be a trailer")
         _check(name, value)
-    return fields
+    return list(fields)
 
 
 def _fields(fields: Fields, at: int) -> tuple[Headers, dict[bytes, bytes] | None]:
@@ -200,9 +228,10 @@ def write_request(request: Request) -> bytes:
 
     Raises `ValueError` for a name or value that is none; those come from header edits only.
     """
+    path = request.path
     block = b"".join((
         _start(request.method, request.scheme, request.authority),
-        encode_field(b":path", request.path),
+        b"\x04%c%b" % (len(path), path) if len(path) < 127 else encode_field(b":path", path),
         *map(_encoded, request.headers),
     ))  # fmt: skip
     return block + _EXPECT if request.expects else block
