@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from types import FrameType
 
-from bench import figures, kube, load, paths, usage
+from bench import figures, kube, l7, load, paths, usage
 from bench.figures import Results, Run, Series
 from bench.paths import Proxied
 from redirect.capture import CaptureError
@@ -35,7 +35,12 @@ def measure(opened: list[Proxied], *, rounds: int, seconds: float, folder: Path)
     def wrk(path: Proxied, connections: int, *, length: float = seconds, close: bool = False) -> Run:
         before = usage.cpu_us(path.processes.values())
         seen = load.requests(
-            path.client, path.address, connections=connections, seconds=length, script=script, close=close
+            path.client,
+            f"http://{path.address}:{load.HTTP_PORT}/",
+            connections=connections,
+            seconds=length,
+            script=script,
+            close=close,
         )
         run = Run(seen, usage.cpu_us(path.processes.values()) - before)
         if seen.errors:
@@ -101,9 +106,10 @@ def arguments() -> argparse.Namespace:
         help=f"which, of {','.join(paths.NAMES)} (default: all)",
     )
     l4.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
+    l7.add(kinds)
     kube.add(kinds)
     parsed = parser.parse_args()
-    if parsed.kind == "l4" and (parsed.rounds < 1 or parsed.seconds < 1):
+    if parsed.kind in ("l4", "l7") and (parsed.rounds < 1 or parsed.seconds < 1):
         parser.error("--rounds and --seconds must be 1 or more")
     return parsed
 
@@ -122,6 +128,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     if options.kind == "kube":
         return kube.run(options)
+    if options.kind == "l7":
+        return l7.run(options, say)
     try:
         with tempfile.TemporaryDirectory(prefix="nodemesh-bench-") as name:
             folder = Path(name)

@@ -33,11 +33,12 @@ class Authority:
         self.roots.write_bytes(root)
 
     def issue(self, name: str, uri: str) -> Credentials:
-        """A certificate whose one SAN is `uri`; `name` names its files."""
+        """A certificate whose one SAN is `uri`, and whose common name is `name`, as its files' is."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
+        subject = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, name)])
         issued = Credentials(self._folder / f"{name}.pem", self._folder / f"{name}.key", self.roots)
-        issued.chain.write_bytes(self._sign(key, x509.Name([]), names, critical=True))
+        issued.chain.write_bytes(self._sign(key, subject, names, critical=True))
         issued.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return issued
 

@@ -21,10 +21,10 @@ from bench.certificates import Credentials
 
 Config = dict[str, Any]
 
-_API = "type.googleapis.com/envoy.extensions"
+API = "type.googleapis.com/envoy.extensions"
 _SOL_SOCKET, _SO_MARK = 1, 36
-_HBONE_PORT = 15008
-_OUTBOUND_PORT = 15001
+HBONE_PORT = 15008
+OUTBOUND_PORT = 15001
 
 
 def client(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: Path | None = None) -> Config:
@@ -36,16 +36,16 @@ def client(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: 
         "listeners": [
             {
                 "name": "outbound",
-                "address": _address("0.0.0.0", _OUTBOUND_PORT),
+                "address": address("0.0.0.0", OUTBOUND_PORT),
                 "transparent": True,
                 "tcp_backlog_size": 4096,
                 "listener_filters": [
-                    _typed("envoy.filters.listener.original_dst", "filters.listener.original_dst.v3.OriginalDst")
+                    typed("envoy.filters.listener.original_dst", "filters.listener.original_dst.v3.OriginalDst")
                 ],
                 "filter_chains": [
                     {
                         "filters": [
-                            _typed(
+                            typed(
                                 "envoy.filters.network.tcp_proxy",
                                 "filters.network.tcp_proxy.v3.TcpProxy",
                                 stat_prefix="outbound",
@@ -64,24 +64,16 @@ def client(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: 
                 "type": "ORIGINAL_DST",
                 "lb_policy": "CLUSTER_PROVIDED",
                 "connect_timeout": "10s",
-                "original_dst_lb_config": {"upstream_port_override": _HBONE_PORT},
-                "upstream_bind_config": {
-                    "source_address": _address("0.0.0.0", 0)["socket_address"],
-                    "socket_options": [
-                        {"level": _SOL_SOCKET, "name": _SO_MARK, "int_value": mark, "state": "STATE_PREBIND"}
-                    ],
-                },
-                "circuit_breakers": _unlimited(),
-                "typed_extension_protocol_options": {
-                    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                        "@type": f"{_API}.upstreams.http.v3.HttpProtocolOptions",
-                        "explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": 100}},
-                    }
-                },
-                "transport_socket": _typed(
+                "original_dst_lb_config": {"upstream_port_override": HBONE_PORT},
+                "upstream_bind_config": marked(mark),
+                "circuit_breakers": unlimited(),
+                "typed_extension_protocol_options": http_options(
+                    explicit_http_config={"http2_protocol_options": {"max_concurrent_streams": 100}}
+                ),
+                "transport_socket": typed(
                     "envoy.transport_sockets.tls",
                     "transport_sockets.tls.v3.UpstreamTlsContext",
-                    common_tls_context=_tls(credentials, accepts),
+                    common_tls_context=tls(credentials, accepts),
                 ),
             }
         ],
@@ -93,7 +85,7 @@ def server(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: 
 
     `accepts`: SPIFFE ids the client may have; none: any that chains to the roots.
     """
-    connection_manager = _typed(
+    connection_manager = typed(
         "envoy.filters.network.http_connection_manager",
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="inbound",
@@ -122,30 +114,30 @@ def server(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: 
                 }
             ],
         },
-        http_filters=[_typed("envoy.filters.http.router", "filters.http.router.v3.Router")],
+        http_filters=[typed("envoy.filters.http.router", "filters.http.router.v3.Router")],
         **_access_log(log),
     )
     return {
         "listeners": [
             {
                 "name": "inbound",
-                "address": _address("0.0.0.0", _HBONE_PORT),
+                "address": address("0.0.0.0", HBONE_PORT),
                 "tcp_backlog_size": 4096,
                 "listener_filters": [
-                    _typed(
+                    typed(
                         "envoy.filters.listener.original_src", "filters.listener.original_src.v3.OriginalSrc", mark=mark
                     )
                 ],
                 "filter_chains": [
                     {
                         "filters": [connection_manager],
-                        "transport_socket": _typed(
+                        "transport_socket": typed(
                             "envoy.transport_sockets.tls",
                             "transport_sockets.tls.v3.DownstreamTlsContext",
                             require_client_certificate=True,
                             disable_stateless_session_resumption=True,
                             disable_stateful_session_resumption=True,
-                            common_tls_context=_tls(credentials, accepts),
+                            common_tls_context=tls(credentials, accepts),
                         ),
                     }
                 ],
@@ -158,7 +150,7 @@ def server(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: 
                 "lb_policy": "CLUSTER_PROVIDED",
                 "connect_timeout": "10s",
                 "original_dst_lb_config": {"use_http_header": True, "http_header_name": ":authority"},
-                "circuit_breakers": _unlimited(),
+                "circuit_breakers": unlimited(),
             }
         ],
     }
@@ -167,7 +159,9 @@ def server(credentials: Credentials, *, mark: int, accepts: Sequence[str], log: 
 class Envoy:
     """One Envoy process with one worker, in a network namespace. Use as a context manager: it ends with the block."""
 
-    def __init__(self, name: str, static_resources: Config, *, netns: str, folder: Path) -> None:
+    def __init__(
+        self, name: str, static_resources: Config, *, netns: str, folder: Path, extensions: Sequence[Config] = ()
+    ) -> None:
         self.name = name
         self._netns = netns
         self._admin = folder / f"{name}.admin"
@@ -178,6 +172,7 @@ class Envoy:
             "node": {"id": name, "cluster": "nodemesh"},
             "admin": {"address": {"pipe": {"path": str(self._admin)}}},
             "static_resources": static_resources,
+            "bootstrap_extensions": list(extensions),
         }
         self._config.write_text(json.dumps(bootstrap))
 
@@ -249,15 +244,24 @@ def binary() -> str:
     return found
 
 
-def _typed(name: str, kind: str, **fields: object) -> Config:
-    return {"name": name, "typed_config": {"@type": f"{_API}.{kind}", **fields}}
+def typed(name: str, kind: str, **fields: object) -> Config:
+    """An extension with its configuration; `kind` is the message's name below `envoy.extensions`."""
+    return {"name": name, "typed_config": {"@type": f"{API}.{kind}", **fields}}
 
 
-def _address(host: str, port: int) -> Config:
+def http_options(**fields: object) -> Config:
+    """A cluster's `typed_extension_protocol_options`."""
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {name: {"@type": f"{API}.upstreams.http.v3.HttpProtocolOptions", **fields}}
+
+
+def address(host: str, port: int) -> Config:
+    """Of a socket."""
     return {"socket_address": {"address": host, "port_value": port}}
 
 
-def _tls(credentials: Credentials, accepts: Sequence[str]) -> Config:
+def tls(credentials: Credentials, accepts: Sequence[str]) -> Config:
+    """TLS 1.3 with this certificate, for peers that have one of these SPIFFE ids (none: any of the roots)."""
     validation: Config = {"trusted_ca": {"filename": str(credentials.roots)}}
     if accepts:
         validation["match_typed_subject_alt_names"] = [
@@ -276,7 +280,14 @@ def _tls(credentials: Credentials, accepts: Sequence[str]) -> Config:
     }
 
 
-def _unlimited() -> Config:
+def marked(mark: int) -> Config:
+    """How to bind connections that capture is to let go."""
+    option = {"level": _SOL_SOCKET, "name": _SO_MARK, "int_value": mark, "state": "STATE_PREBIND"}
+    return {"source_address": address("0.0.0.0", 0)["socket_address"], "socket_options": [option]}
+
+
+def unlimited() -> Config:
+    """Circuit breakers that never open."""
     many = 1_000_000
     return {"thresholds": [{"max_connections": many, "max_pending_requests": many, "max_requests": many}]}
 
@@ -298,10 +309,14 @@ def _access_log(path: Path | None) -> Config:
         "duration": "%DURATION%",
         "flags": "%RESPONSE_FLAGS%",
     }
-    sink = _typed(
+    return {"access_log": [json_log(path, fields)]}
+
+
+def json_log(path: Path, fields: dict[str, str]) -> Config:
+    """An access log with one JSON object a line."""
+    return typed(
         "envoy.access_loggers.file",
         "access_loggers.file.v3.FileAccessLog",
         path=str(path),
         log_format={"json_format": fields},
     )
-    return {"access_log": [sink]}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bench.load import Requests
 
@@ -36,12 +36,16 @@ class Series:
 
 
 Results = dict[str, Series]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line(Generic[S]):
+    """A line of a table, from what was measured of each path."""
+
     label: str
-    of: Callable[[Series], list[float]]
+    of: Callable[[S], list[float]]
+    """A value for each round; none if it was not measured on this path."""
     digits: int = 0
     bound: str = ""
     """What the ratio of Nodemesh to Envoy must be."""
@@ -51,38 +55,45 @@ def _runs(connections: int, figure: Callable[[Run], float]) -> Callable[[Series]
     return lambda series: [figure(run) for run in series.keep_alive[connections]]
 
 
-def _lines(connections: Iterable[int]) -> list[_Line]:
+def _lines(connections: Iterable[int]) -> list[Line[Series]]:
     lines = []
     for count in connections:
         alone, busy = count == 1, count == 64
         lines += [
-            _Line(f"requests/s, {count}", _runs(count, lambda run: run.seen.rps), 0, "≥ 1" if busy else ""),
-            _Line(f"p50 µs, {count}", _runs(count, lambda run: run.seen.p50_us), 0, "≤ 1.3" if alone else ""),
-            _Line(f"p99 µs, {count}", _runs(count, lambda run: run.seen.p99_us), 0),
-            _Line(
+            Line(f"requests/s, {count}", _runs(count, lambda run: run.seen.rps), 0, "≥ 1" if busy else ""),
+            Line(f"p50 µs, {count}", _runs(count, lambda run: run.seen.p50_us), 0, "≤ 1.3" if alone else ""),
+            Line(f"p99 µs, {count}", _runs(count, lambda run: run.seen.p99_us), 0),
+            Line(
                 f"CPU µs a request, {count}", _runs(count, lambda run: run.cpu_us_per_request), 1, "≤ 1" if busy else ""
             ),
         ]
     return [
         *lines,
-        _Line("new connections/s", lambda s: [x.seen.rps for x in s.connects], 0, "≥ 0.67"),
-        _Line("CPU µs a new connection", lambda s: [x.cpu_us_per_request for x in s.connects], 0),
-        _Line("bulk Gb/s, one stream", lambda s: s.bulk_gbps, 2, "≥ 0.67"),
-        _Line("memory MB, both sides", lambda s: [sum(s.rss_mb.values())], 0),
+        Line("new connections/s", lambda s: [x.seen.rps for x in s.connects], 0, "≥ 0.67"),
+        Line("CPU µs a new connection", lambda s: [x.cpu_us_per_request for x in s.connects], 0),
+        Line("bulk Gb/s, one stream", lambda s: s.bulk_gbps, 2, "≥ 0.67"),
+        Line("memory MB, both sides", lambda s: [sum(s.rss_mb.values())], 0),
     ]
 
 
 def table(results: Results) -> str:
+    """The figures of the paths, see `render`."""
+    return render(results, _lines(next(iter(results.values())).keep_alive))
+
+
+def render(results: Mapping[str, S], lines: Iterable[Line[S]]) -> str:
     """Medians for each path; beside them the ratio of Nodemesh to Envoy: median and range of the rounds' ratios."""
     paths = list(results)
     ratios = "nodemesh" in results and "envoy" in results
     rows = [["", *paths, *(["nodemesh/envoy", "range", "wanted"] if ratios else [])]]
-    for line in _lines(next(iter(results.values())).keep_alive):
+    for line in lines:
         values = {path: line.of(series) for path, series in results.items()}
-        row = [line.label, *(_number(median(values[path]), line.digits) for path in paths)]
-        if ratios:
+        row = [line.label, *(_number(median(values[path]), line.digits) if values[path] else "-" for path in paths)]
+        if ratios and values["nodemesh"] and values["envoy"]:
             each = [ours / theirs for ours, theirs in zip(values["nodemesh"], values["envoy"], strict=True)]
             row += [f"{median(each):.2f}", f"{min(each):.2f}–{max(each):.2f}", line.bound]
+        elif ratios:
+            row += ["-", "-", line.bound]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

@@ -53,21 +53,19 @@ def nginx_command(folder: Path) -> list[str]:
     return ["nginx", "-c", str(config), "-e", str(folder / "nginx.err")]
 
 
-def requests(
-    netns: str, address: str, *, connections: int, seconds: float, script: Path, close: bool = False
-) -> Requests:
-    """Run wrk in `netns`, one thread, against `address`; with `close`, each request on a connection of its own."""
+def requests(netns: str, url: str, *, connections: int, seconds: float, script: Path, close: bool = False) -> Requests:
+    """Run wrk in `netns`, one thread, against `url`; with `close`, each request on a connection of its own."""
     script.write_text(_REPORT)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
     if close:
         command += ["-H", "Connection: close"]
-    output = _run(netns, [*command, f"http://{address}:{HTTP_PORT}/"], seconds)
+    output = run(netns, [*command, url], seconds)
     _, brace, report = output.rpartition("{")
     if not brace:
         raise LoadError(f"wrk reported nothing: {output[-500:]}")
     seen = json.loads(brace + report)
     if not seen["requests"]:
-        raise LoadError(f"no request got an answer from {address}:{HTTP_PORT}")
+        raise LoadError(f"no request got an answer from {url}")
     return Requests(
         requests=seen["requests"],
         rps=seen["requests"] / seen["us"] * 1e6,
@@ -80,14 +78,15 @@ def requests(
 def bulk_gbps(netns: str, address: str, *, seconds: float) -> float:
     """Send on one TCP connection from `netns` to iperf3 at `address`; Gb/s as received, the first second left out."""
     command = ["iperf3", "-c", address, "-p", str(BULK_PORT), "-t", str(max(1, round(seconds))), "-O", "1", "-J"]
-    output = _run(netns, command, seconds + 1)
+    output = run(netns, command, seconds + 1)
     report = json.loads(output)
     if "error" in report or "sum_received" not in report.get("end", {}):
         raise LoadError(f"iperf3 to {address}: {report.get('error', 'no result')}")
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def _run(netns: str, command: list[str], seconds: float) -> str:
+def run(netns: str, command: list[str], seconds: float) -> str:
+    """The output of a load generator that runs for `seconds`. Raises `LoadError`."""
     try:
         done = subprocess.run(
             ["ip", "netns", "exec", netns, *command], capture_output=True, text=True, timeout=seconds + 30

@@ -43,63 +43,77 @@ class Proxied:
 @contextlib.contextmanager
 def opened(names: Sequence[str], folder: Path) -> Iterator[list[Proxied]]:
     """Bring up a testbed and the paths; all of it is gone afterwards, whatever happened. `folder` holds the files."""
-    bed = f"bench{secrets.token_hex(4)}"
-    file = folder / "testbed.yaml"
-    file.write_text(json.dumps(_testbed(bed, names)))
     with contextlib.ExitStack() as stack:
-        try:
-            _testbed_run("up", str(file))
-        except BaseException:
-            subprocess.run([TESTBED, "down", bed], capture_output=True)  # what an interrupted `up` may have left
-            raise
-        stack.callback(_testbed_run, "down", bed)
-        status = json.loads(_testbed_run("-n", bed, "status", "-o", "json"))
+        status = stack.enter_context(testbed({"pods": testbed_pods(names)}, folder))
         pods = {pod["name"]: pod for pod in status["pods"]}
-        for pod in pods.values():
-            for setting in _POD_SYSCTLS:
-                _run(["ip", "netns", "exec", pod["netns"], "sysctl", "-qw", setting])
         paths = []
         for name in names:
             client, server = pods[f"{name}-client"], pods[f"{name}-server"]
             files = folder / name
             files.mkdir()
-            _serve(stack, server["netns"], files)
+            for command in (load.nginx_command(files), ["iperf3", "-s", "-p", str(load.BULK_PORT)]):
+                serve(stack, server["netns"], command, files / f"{command[0]}.log")
             processes = {}
             if name == "envoy":
                 processes = _envoys(stack, client["netns"], server["netns"], files)
             elif name == "nodemesh":
-                processes = _noded(status)
+                processes = noded(status)
             paths.append(Proxied(name, client["netns"], server["addresses"][0], processes))
         yield paths
 
 
-def _testbed(bed: str, names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "name": bed,
-        "nodes": ["node-a", "node-b"],
-        "pods": [
-            {
-                "name": f"{name}-{side}",
-                "node": node,
-                "namespace": "bench",
-                "serviceAccount": side,
-                "mesh": name == "nodemesh",
-            }
-            for name in names
-            for side, node in (("client", "node-a"), ("server", "node-b"))
-        ],
-        "noded": {"workers": 1},
-    }
+@contextlib.contextmanager
+def testbed(document: dict[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
+    """A testbed of two nodes with one worker each, and what else the document says; yields its status.
+
+    It is gone afterwards, whatever happened.
+    """
+    bed = f"bench{secrets.token_hex(4)}"
+    file = folder / "testbed.yaml"
+    file.write_text(json.dumps({"name": bed, "nodes": ["node-a", "node-b"], "noded": {"workers": 1}} | document))
+    try:
+        run([str(TESTBED), "up", str(file)])
+    except BaseException:
+        subprocess.run([TESTBED, "down", bed], capture_output=True)  # what an interrupted `up` may have left
+        raise
+    try:
+        status: dict[str, Any] = json.loads(run([str(TESTBED), "-n", bed, "status", "-o", "json"]))
+        for pod in status["pods"]:
+            for setting in _POD_SYSCTLS:
+                run(["ip", "netns", "exec", pod["netns"], "sysctl", "-qw", setting])
+        yield status
+    finally:
+        run([str(TESTBED), "down", bed])
 
 
-def _serve(stack: contextlib.ExitStack, netns: str, folder: Path) -> None:
-    for command in (load.nginx_command(folder), ["iperf3", "-s", "-p", str(load.BULK_PORT)]):
-        with (folder / f"{command[0]}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["ip", "netns", "exec", netns, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        stack.callback(process.wait)
-        stack.callback(process.terminate)
+def testbed_pods(names: Sequence[str]) -> list[dict[str, Any]]:
+    """A client on one node and a server on the other for each path; only Nodemesh's are in the mesh."""
+    return [
+        {
+            "name": f"{name}-{side}",
+            "node": node,
+            "namespace": "bench",
+            "serviceAccount": side,
+            "mesh": name == "nodemesh",
+        }
+        for name in names
+        for side, node in (("client", "node-a"), ("server", "node-b"))
+    ]
+
+
+def serve(stack: contextlib.ExitStack, netns: str, command: Sequence[str], log: Path, *, daemon: bool = False) -> int:
+    """Run a program in a pod until the stack is closed; its process id. `daemon`: in a session of its own."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", netns, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=daemon,
+        )
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    return process.pid
 
 
 def _envoys(stack: contextlib.ExitStack, client: str, server: str, folder: Path) -> dict[str, int]:
@@ -123,7 +137,8 @@ def _envoys(stack: contextlib.ExitStack, client: str, server: str, folder: Path)
     return processes
 
 
-def _noded(status: dict[str, Any]) -> dict[str, int]:
+def noded(status: dict[str, Any]) -> dict[str, int]:
+    """Every process of both nodes: what it is -> process id."""
     processes = {}
     for node in status["nodes"]:
         control, *workers = usage.family(node["pid"])
@@ -132,11 +147,8 @@ def _noded(status: dict[str, Any]) -> dict[str, int]:
     return processes
 
 
-def _testbed_run(*arguments: str) -> str:
-    return _run([str(TESTBED), *arguments])
-
-
-def _run(command: list[str]) -> str:
+def run(command: Sequence[str]) -> str:
+    """The output of a command that must succeed. Raises `RuntimeError` with what it said."""
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
