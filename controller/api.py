@@ -25,12 +25,13 @@ from controller.link import LinkServer
 from controller.metrics import Metrics
 from controller.publish import Publisher
 from controller.register import Register
+from controller.request_telemetry import OfEdge
 from controller.resources import Elsewhere, Rejected, Resources, shown
 from controller.rotation import STEPS, NotYet, Rotation
 from controller.schema.manifests import KINDS, Kind, kind_named
 from controller.selector import SelectorError, parse_selector
 from controller.store import Resource, Store, Token
-from controller.telemetry import Telemetry
+from controller.telemetry import Edge, Telemetry
 from controller.tokens import TokenError, mint
 from controller.translate import ROUTES, status_entries
 from mesh.identity import Identity
@@ -72,6 +73,7 @@ class Api:
             ("GET", "/v1/workloads", self._workloads),
             ("GET", "/v1/services", self._services),
             ("GET", "/v1/edges", self._edges),
+            ("GET", "/v1/requests", self._requests),
             ("GET", "/v1/policy-check", self._policy_check),
             ("POST", "/v1/tokens", self._make_token),
             ("GET", "/v1/tokens", self._tokens),
@@ -219,15 +221,21 @@ class Api:
         ]
 
     async def _edges(self, _request: Request) -> Any:
-        live = self.telemetry.open_now()
-        return [
+        live, requests = self.telemetry.open_now(), self.telemetry.requests.by_edge()
+        rows = [
             {
                 **asdict(key),
+                **asdict(requests.pop(key, OfEdge())),
                 **asdict(edge),
                 "open": max(live[key], 0) if key.flags == "-" else 0,
             }
             for key, edge in self.telemetry.edges()
         ]
+        none = asdict(Edge(0.0, 0.0)) | {"open": 0}
+        return [*rows, *({**none, **asdict(key), **asdict(edge)} for key, edge in requests.items())]
+
+    async def _requests(self, _request: Request) -> Any:
+        return self.telemetry.requests.rows()
 
     async def _policy_check(self, request: Request) -> Any:
         given = request.query_params

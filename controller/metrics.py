@@ -44,6 +44,8 @@ class Metrics(Collector):
             "certificates_issued": ("Certificates signed.", lambda: authority.issued),
             "edges_rejected": ("Reported edges that were not believed.", lambda: telemetry.rejected),
             "edges_evicted": ("Edges dropped to make room.", lambda: telemetry.evicted),
+            "requests_rejected": ("Reports of requests that were not believed.", lambda: telemetry.requests.rejected),
+            "requests_evicted": ("Request outcomes dropped to make room.", lambda: telemetry.requests.evicted),
             "connections": ("Connections accepted from nodes.", lambda: link.accepted),
             "connections_refused": ("Of them, those that were refused.", lambda: link.refused),
         }

@@ -182,8 +182,10 @@ class Session:
                     if not uid:
                         self._status.certificate_expires = issued.not_after
                     self._send(Signed(request, issued.chain, issued.not_before, issued.not_after))
-            case Report(edges):
-                parts.telemetry.add(node, parts.enroller.scope(node), edges)
+            case Report(edges, requests):
+                scope = parts.enroller.scope(node)
+                parts.telemetry.add(node, scope, edges)
+                parts.telemetry.requests.add(node, scope, requests)
             case Ping():
                 self._send(Pong())
             case Pong():

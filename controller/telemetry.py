@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace
 
+from controller.request_telemetry import RequestTelemetry
 from controller.tokens import Scope
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport
 
@@ -34,6 +35,7 @@ class Telemetry:
 
     def __init__(self, clock: Callable[[], float], limit: int = 50_000) -> None:
         self._clock, self._limit = clock, limit
+        self.requests = RequestTelemetry(clock)
         self._edges: OrderedDict[tuple[str, EdgeKey], Edge] = OrderedDict()
         self.rejected = 0
         """Reported edges that were not believed."""

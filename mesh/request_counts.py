@@ -99,3 +99,16 @@ def _add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     if not a or not b:
         return a or b
     return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+_GRPC_FAILURES = frozenset({"", "2", "4", "12", "13", "14", "15"})
+
+
+def failed(protocol: str, code: int, grpc: str) -> bool:
+    """Whether such a request counts against its service: a 5xx, or a gRPC status that is a server's fault, or none.
+
+    Which are: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/. A client that left (0) is no fault of the server.
+    """
+    if protocol == "grpc" and code == 200:
+        return grpc in _GRPC_FAILURES
+    return code >= 500

@@ -39,6 +39,11 @@ class Served:
                 return found
         return ""
 
+    def service_at(self, address: str, port: int) -> str:
+        """The key of the service whose target port this is, if it declares the protocol and is the only one to."""
+        found = [served.service for served in self._at.get(address, ()) if port in served.protocols]
+        return found[0] if len(found) == 1 else ""
+
     def apply(self, before: Mapping[str, Service], added: Iterable[Service], gone: Iterable[str]) -> Served:
         """With these services added or changed, and those gone; `before` is what there was, by key."""
         new = {service.key: service for service in added}

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from controller.cli import access, analyze, check, completion, describing, install, looking, relay, resources
+from controller.cli import access, analyze, check, completion, describing, install, looking, relay, requests, resources
 from controller.cli.client import SOCKET, SOCKET_VARIABLE, Client
 from controller.cli.cluster import ClusterClient, Target
 from controller.cli.terminal import run
@@ -59,6 +59,8 @@ for _command in (
     looking.workloads,
     looking.services,
     looking.edges,
+    requests.top,
+    requests.routes,
     looking.policy,
     looking.ca,
     analyze.analyze,

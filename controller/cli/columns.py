@@ -7,7 +7,7 @@ from typing import Any
 
 from mesh.present import columns as mesh_columns
 from mesh.present.table import Column, Row, dig, plain
-from mesh.present.units import ago, size, stamp, until
+from mesh.present.units import ago, milliseconds, per_second, share, size, stamp, until
 
 
 def sync_state(row: Row) -> str:
@@ -64,6 +64,10 @@ def said(row: Row, kind: str) -> str:
     return f"no ({bad[0]['reason']})" if bad else "yes" if found else "-"
 
 
+def _succeeded(row: Row) -> float | None:
+    return 1 - row.get("recent_failed", 0) / row["recent"] if row.get("recent") else None
+
+
 NODES = (
     Column("NAME", "name"),
     Column("STATE", lambda row: "connected" if row.get("connected") else "disconnected", state=True),
@@ -93,11 +97,36 @@ EDGES = (
     Column("DENIED", "denied", right=True),
     Column("RECEIVED", "received", size, right=True),
     Column("SENT", "sent", size, right=True),
+    Column("REQUESTS", lambda row: row.get("requests") or None, right=True),
+    Column("REQUESTS/S", lambda row: row.get("rate") or None, per_second, right=True),
+    Column("SUCCESS", _succeeded, share, right=True),
     Column("LAST-SEEN", "last_seen", ago, right=True),
     Column("FIRST-SEEN", "first_seen", ago, right=True, wide=True),
     Column("SOURCE-PRINCIPAL", "source.principal", wide=True),
     Column("DESTINATION-PRINCIPAL", "destination.principal", wide=True),
 )
+
+_FARE = (
+    Column("REQUESTS/S", "rate", per_second, right=True),
+    Column("SUCCESS", "success", share, right=True),
+    Column("P50", "p50", milliseconds, right=True),
+    Column("P95", "p95", milliseconds, right=True),
+    Column("P99", "p99", milliseconds, right=True),
+    Column("REQUESTS", "requests", right=True),
+    Column("LAST-SEEN", "last_seen", ago, right=True),
+    Column("FAILED", "failed", right=True, wide=True),
+)
+REQUESTS = {
+    "services": (Column("SERVICE", "service"), *_FARE),
+    "routes": (Column("KIND", "kind"), Column("ROUTE", "route"), Column("SERVICE", "service"), *_FARE),
+    "edges": (
+        Column("SOURCE", "source"),
+        Column("DESTINATION", "destination"),
+        Column("SERVICE", "service"),
+        Column("SECURITY", "security", state=True, wide=True),
+        *_FARE,
+    ),
+}
 
 CHECK = (
     Column("WORKLOAD", "workload"),

@@ -21,7 +21,7 @@ from mesh.present.units import count
 from mesh.present.watch import Watch
 
 
-def _namespace(command: Callable[..., None]) -> Callable[..., None]:
+def within_namespace(command: Callable[..., None]) -> Callable[..., None]:
     """Add `--namespace`, and `--all-namespaces` for those whom kubectl taught to ask for all."""
 
     @click.option("-n", "--namespace", help="Only this one.")
@@ -47,7 +47,7 @@ def nodes(client: Client, look: Look) -> None:
 
 @examples("meshctl workloads", "meshctl workloads -n shop -o wide")
 @click.command()
-@_namespace
+@within_namespace
 @output_options
 @click.pass_obj
 def workloads(client: Client, look: Look, namespace: str | None) -> None:
@@ -57,7 +57,7 @@ def workloads(client: Client, look: Look, namespace: str | None) -> None:
 
 @examples("meshctl services", "meshctl services -n shop -o wide")
 @click.command()
-@_namespace
+@within_namespace
 @output_options
 @click.pass_obj
 def services(client: Client, look: Look, namespace: str | None) -> None:
@@ -77,7 +77,7 @@ def _within(answer: Any, namespace: str | None) -> Any:
     "meshctl edges -o json | jq '.items[] | select(.denied > 0)'",
 )
 @click.command()
-@_namespace
+@within_namespace
 @watch_options
 @output_options
 @click.pass_obj

@@ -9,7 +9,10 @@ from typing import Any
 
 Row = Mapping[str, Any]
 _NAMES = ("reporter", "source", "destination", "service", "security")
-_COUNTS = ("opened", "closed", "failed", "denied", "received", "sent")
+_COUNTS = (
+    *("opened", "closed", "failed", "denied", "received", "sent"),
+    *("requests", "requests_failed", "rate", "recent", "recent_failed"),
+)
 
 
 def nodes(answers: Iterable[Sequence[Row]]) -> list[Row]:
@@ -52,5 +55,14 @@ def _key(row: Row, *names: str) -> str:
     return json.dumps([row.get(name) for name in names], sort_keys=True)
 
 
-MERGED: dict[str, Callable[[Iterable[Sequence[Row]]], list[Row]]] = {"/v1/nodes": nodes, "/v1/edges": edges}
+def requests(answers: Iterable[Sequence[Row]]) -> list[Row]:
+    """All of them: whoever shows them adds up."""
+    return [row for answer in answers for row in answer]
+
+
+MERGED: dict[str, Callable[[Iterable[Sequence[Row]]], list[Row]]] = {
+    "/v1/nodes": nodes,
+    "/v1/edges": edges,
+    "/v1/requests": requests,
+}
 """The lists that differ from controller to controller; any other answer is the same from each."""

@@ -67,6 +67,23 @@ def rate(octets: float, now: float = 0) -> str:
     return size(octets) + "/s"
 
 
+def per_second(number: float, now: float = 0) -> str:
+    """A rate of events: three figures, `0.12`, `3.4`, `1200`."""
+    return f"{number:.{2 if number < 1 else 1 if number < 100 else 0}f}"
+
+
+def share(part: float, now: float = 0) -> str:
+    """`99.95%`; 100% only if it is all of it."""
+    return "100%" if part >= 1 else f"{min(part * 100, 99.99):.2f}%"
+
+
+def milliseconds(duration: float, now: float = 0) -> str:
+    """`0.4ms`, `12ms`, `1.20s`."""
+    if duration < 999.5:
+        return f"{duration:.{1 if duration < 9.95 else 0}f}ms"
+    return f"{duration / 1000:.{2 if duration < 9995 else 0}f}s"
+
+
 def count(number: int, noun: str) -> str:
     """`1 workload`, `2 workloads`, `3 policies`."""
     if number == 1:

@@ -13,6 +13,7 @@ from controller.config import Config
 from controller.daemon import Daemon
 from controller.metrics import Metrics
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
+from mesh.request_counts import BUCKETS, RequestCounts, RequestKey, RequestReport
 from noded import source_ports
 from noded.control import metrics
 from noded.control.telemetry import Telemetry
@@ -21,8 +22,10 @@ from noded.link import Counts
 from tests.docs.pages import DOCS, ROOT, spans, table
 
 PAGE = DOCS / "reference/metrics.md"
-WORKER = "\n".join(path.read_text() for path in sorted((ROOT / "noded/data").glob("*.py")))
+WORKER = "\n".join(path.read_text() for path in sorted((ROOT / "noded/data").rglob("*.py")))
 """The source of what counts connections: counters have no register, they are counted by name."""
+
+NONE = (0,) * BUCKETS
 
 Families = dict[str, tuple[str, set[str]]]
 """By name: type and labels."""
@@ -43,7 +46,8 @@ def exported() -> Families:
     party = Party("web", "shop", "spiffe://cluster.local/ns/shop/sa/web", "web", "v1")
     edge = EdgeReport(EdgeKey("source", party, party, "web.shop.svc.cluster.local", "mutual_tls", "-"), EdgeCounts(1))
     telemetry = Telemetry()
-    telemetry.add(0, Counts((edge,), dict.fromkeys(totals, 1)))
+    request = RequestReport(RequestKey(edge.key, "grpc", 200, "0"), RequestCounts(1, 0, 0, 0, NONE, NONE, NONE))
+    telemetry.add(0, Counts((edge,), dict.fromkeys(totals, 1), (request,)))
     gauges = metrics.Gauges("1", "node-a", {"ready": 1}, 1, 1.0, True, {0: 0}, {"shop/web": 1.0})
     return families(metrics.text(telemetry, gauges).decode())
 
@@ -55,10 +59,13 @@ def test_what_noded_exports_is_described_with_its_type_and_labels() -> None:
     }
     assert described == {name: facts for name, facts in found.items() if name.startswith("nodemesh_")}
 
-    tcp = table(PAGE, "## noded: TCP")
-    described_tcp = {spans(row[0])[0]: row[1] for row in tcp if len(row) == 3}
-    assert described_tcp == {name: kind for name, (kind, _) in found.items() if name.startswith("istio_")}
-    assert {label for row in tcp if len(row) == 2 for label in spans(row[0])} == set(metrics.LABELS)
+    tcp, requests = table(PAGE, "## noded: TCP"), table(PAGE, "## noded: requests")
+    types = {name: row[1] for row in (*tcp, *requests) if len(row) == 3 for name in spans(row[0])}
+    assert types == {name: kind for name, (kind, _) in found.items() if name.startswith("istio_")}
+    of_tcp = {label for row in tcp if len(row) == 2 for label in spans(row[0])}
+    assert of_tcp == set(metrics.LABELS)
+    of_requests = {label for row in requests if len(row) == 2 for label in spans(row[0])}
+    assert of_tcp | of_requests == found["istio_requests_total"][1]
 
 
 def test_what_the_controller_exports_is_described_with_its_type(tmp_path: Path) -> None:
@@ -93,6 +100,7 @@ def test_the_fields_of_an_access_log_line_are_described_in_order() -> None:
 
 def test_every_response_flag_is_explained() -> None:
     sources = [WORKER, (ROOT / "mesh/resolve.py").read_text(), (ROOT / "noded/control/telemetry.py").read_text()]
-    used = set(re.findall(r'"(-|[A-Z]{2,4})"', "\n".join(sources))) - {"URI"}  # a kind of name in a certificate
+    used = set(re.findall(r'"(-|[A-Z]{2,4})"', "\n".join(sources)))
+    used -= {"URI", "HEAD", "POST"}  # a kind of name in a certificate, and methods
     explained = {spans(row[0])[0] for row in table(DOCS / "how-to/troubleshoot.md", "## Response flags")}
     assert explained == used

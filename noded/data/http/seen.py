@@ -52,6 +52,8 @@ class Seen:
         edge = self._by_flow.get(flow.number)
         if edge is None:
             source, destination, service, security = flow.sides
+            if not service and (served := self._node.snapshot.served_by(flow.target, flow.target_port)) is not None:
+                service = served.hostname
             key = source, destination, service, security
             edge = self._edges.get(key)
             if edge is None:

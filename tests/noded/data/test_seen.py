@@ -75,6 +75,7 @@ async def test_requests_are_counted_at_both_ends_with_istio_s_labels(pair: tuple
     [refused] = [x for x in text.splitlines() if x.startswith("istio_requests_total") and 'response_flags="RBAC"' in x]
     assert 'reporter="destination"' in refused
     assert 'source_workload="client"' in refused
+    assert 'destination_service="web.shop.svc.cluster.local"' in refused
     assert refused.endswith(" 1")
 
 
