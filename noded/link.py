@@ -27,7 +27,9 @@ _MAX_FDS = 16
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """First message to a worker. One descriptor: the node's table of source ports (see `noded.source_ports`)."""
+    """First message to a worker. Two descriptors, of tables that the node's workers share: its source ports and the
+    buckets of its rate limits (see `noded.source_ports`, `noded.buckets`).
+    """
 
     index: int
     access_log: bool
@@ -36,6 +38,8 @@ class Configure:
     connect_seconds: float
     drain_seconds: float
     log_level: str
+    workers: int = 1
+    """How many there are on this node: what is bounded for the node, each bounds to its part."""
 
 
 @dataclass(frozen=True, slots=True)

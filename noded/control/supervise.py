@@ -20,7 +20,7 @@ import trio
 
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
-from noded import link, source_ports
+from noded import buckets, link, source_ports
 from noded.config import Config
 from noded.control.process import COMMAND, Process
 from noded.control.worker import Worker
@@ -75,6 +75,7 @@ class Workers:
     # Desired state: none of these waits.
 
     def start_with(self, snapshot: Snapshot) -> None:
+        self._buckets = buckets.create()
         """The snapshot that the first workers get; before `run`."""
         self._snapshot = snapshot
 
@@ -222,6 +223,7 @@ class Workers:
         retry = _FIRST_RETRY
         while not self.draining:
             started = trio.current_time()
+            os.close(self._buckets)
             status = await self._run_one(slot)
             self._on_end(slot.index)
             if self.draining:
@@ -254,9 +256,15 @@ class Workers:
         source_ports.clear(self._source_ports, worker.index)
         worker.post(
             link.Configure(
-                worker.index, c.access_log, c.hold_seconds, c.connect_seconds, c.drain_seconds, self.log_level
+                worker.index,
+                c.access_log,
+                c.hold_seconds,
+                c.connect_seconds,
+                c.drain_seconds,
+                self.log_level,
+                self.count,
             ),
-            [self._source_ports],
+            [self._source_ports, self._buckets],
         )
         if self._snapshot is not None:
             worker.unapplied += 1

@@ -18,6 +18,7 @@ from mesh.identity import Identity
 from mesh.model import MeshConfig, Party, Workload
 from mesh.snapshot import Snapshot
 from noded.data import tls
+from noded.buckets import Buckets
 from noded.data.engine import Engine
 from noded.data.sockets import SocketMaker
 from noded.data.tracker import Tracker
@@ -92,8 +93,10 @@ def party_of(workload: Workload, config: MeshConfig) -> Party:
 class Node:
     """Shared by every step of a connection's life. Changed only by the worker, between turns of the engine."""
 
-    def __init__(self, configure: Configure, source_ports: SourcePorts, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, configure: Configure, source_ports: SourcePorts, buckets: Buckets, engine: Engine) -> None:
+        self.engine, self.workers = engine, configure.workers
+        self.buckets = buckets
+        """Of the rate limits that hold for the node."""
         self.tracker = Tracker(source_ports, access_log=configure.access_log)
         self.buffers = Buffers()
         self.budget = Budget()

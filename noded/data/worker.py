@@ -19,6 +19,7 @@ import trio
 from mesh.snapshot import SnapshotError
 from noded import link as messages
 from noded import logs
+from noded.buckets import Buckets
 from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
@@ -44,12 +45,17 @@ class Worker:
     """The composition root of a worker: builds every object, owns every nursery, answers the control process."""
 
     def __init__(
-        self, link: Link, configure: messages.Configure, source_ports: SourcePorts, nursery: trio.Nursery
+        self,
+        link: Link,
+        configure: messages.Configure,
+        source_ports: SourcePorts,
+        buckets: Buckets,
+        nursery: trio.Nursery,
     ) -> None:
         self._link, self._configure, self._nursery = link, configure, nursery
         self.index = configure.index
         self.engine = Engine(nursery)
-        self.node = Node(configure, source_ports, self.engine)
+        self.node = Node(configure, source_ports, buckets, self.engine)
         self.dialler = Dialler(self.engine, source_ports, configure.connect_seconds)
         self.pool = Pool(self.node)
         self.timers = Timers(self.engine)
@@ -232,13 +238,13 @@ async def serve(sock: socket.socket) -> None:
         first = await link.receive()
         if first is None:
             return
-        configure, (table,) = first
+        configure, (table, buckets) = first
         assert isinstance(configure, messages.Configure)
         source_ports = SourcePorts(table, configure.index)
         os.close(table)
         logs.set_level(configure.log_level)
         async with trio.open_nursery() as nursery:
-            await Worker(link, configure, source_ports, nursery).run()
+            await Worker(link, configure, source_ports, Buckets(buckets), nursery).run()
     except (BrokenPipeError, ConnectionResetError):
         log.info("the control process is gone; ending")
     finally:

@@ -15,7 +15,7 @@ import trio
 from bench.certificates import Credentials
 from mesh.model import HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, EdgeReport, MeshConfig, Policy, Workload
 from mesh.sync import Update
-from noded import link, source_ports
+from noded import buckets, link, source_ports
 from noded.control.process import Process
 from redirect.capture import Capture, new_mark
 from redirect.netns import listener
@@ -103,9 +103,10 @@ async def captured_by_worker(
         configure = link.Configure(
             index=0, access_log=False, hold_seconds=2, connect_seconds=5, drain_seconds=1, log_level="info"
         )
-        table = source_ports.create(1)
-        await worker.tell(configure, link.Ready, [table])
-        os.close(table)
+        tables = [source_ports.create(1), buckets.create()]
+        await worker.tell(configure, link.Ready, tables)
+        for table in tables:
+            os.close(table)
         await worker.tell(link.MeshUpdate(update), link.Applied)
         listeners = [listener(pod.netns, port) for port in (OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT)]
         try:

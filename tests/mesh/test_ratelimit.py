@@ -1,4 +1,4 @@
-"""Rate limits of one process: a bucket against exact arithmetic, and a bucket for each key in bounded memory."""
+"""Rate limits of one process: a bucket against exact arithmetic."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.ratelimit import KeyedBuckets, TokenBucket
+from mesh.ratelimit import TokenBucket
 from mesh.traffic import RateLimit
 
 
@@ -58,29 +58,3 @@ def test_the_bucket_agrees_with_fractions(requests: int, seconds: int, burst: in
         assert bucket.take(now / 1e9) == (level >= 1)
         if level >= 1:
             level -= 1
-
-
-def test_each_key_has_its_own_bucket() -> None:
-    buckets = KeyedBuckets(RateLimit("r", requests=2), 0.0)
-    assert [buckets.take(key, 0.0) for key in (b"a", b"a", b"b", b"a", b"b", b"b")] == [True] * 3 + [False, True, False]
-    assert buckets.take(b"a", 0.5)
-    assert not buckets.of(b"a", 0.5).take(0.5)
-
-
-def test_a_bucket_that_is_full_again_makes_room_for_a_new_key() -> None:
-    buckets = KeyedBuckets(RateLimit("r", requests=1), 0.0, most=2)
-    assert buckets.take(b"a", 0.0)
-    assert buckets.take(b"b", 0.5)
-    assert buckets.take(b"c", 1.0)  # where a was
-    assert len(buckets) == 2
-    assert not buckets.take(b"b", 1.2)
-    assert not buckets.take(b"c", 1.2)
-
-
-def test_keys_beyond_the_bound_share_one_bucket() -> None:
-    buckets = KeyedBuckets(RateLimit("r", requests=1), 0.0, most=2)
-    assert all(buckets.take(key, 0.0) for key in (b"a", b"b"))
-    assert [buckets.take(b"made up %d" % number, 0.1) for number in range(3)] == [True, False, False]
-    assert not buckets.take(b"a", 0.1)
-    assert len(buckets) == 2
-    assert [KeyedBuckets(RateLimit("r", requests=1), 0.0, most=0).take(b"a", 0.0)] == [True]

@@ -13,6 +13,7 @@ from mesh.retry import Budget
 from mesh.route import Router, limits
 from mesh.snapshot import Snapshot
 from mesh.traffic import LoadBalancing, RetryBudget, Route, TrafficPolicy
+from noded.data.http.limiters import Limiters
 from noded.data.http.traffic import Traffic
 from noded.data.node import Node
 
@@ -22,8 +23,9 @@ _BALANCING, _BUDGET = LoadBalancing(), RetryBudget()
 class Destination:
     """Kept as long as the service is; `refresh` before use."""
 
-    def __init__(self, service: Service, port: int) -> None:
+    def __init__(self, service: Service, port: int, limiters: Limiters, workers: int) -> None:
         self.service, self.port = service, port
+        self._limiters, self._workers = limiters, workers
         self.protocol = ""
         """As declared; see `mesh.detect.protocol`."""
         self.policy: TrafficPolicy | None = None
@@ -45,9 +47,10 @@ class Destination:
         if not self._seen or self.policy is not policy:
             balancing = (policy and policy.load_balancing) or _BALANCING
             self.hosts = Hosts(balancing)
-            self.budget = Budget((policy and policy.retry_budget) or _BUDGET)
+            self.budget = Budget((policy and policy.retry_budget) or _BUDGET, self._workers)
             self.limits = limits(None, policy)
-            self.traffic = Traffic(policy, self.hosts, 1) if policy is not None else None
+            limiters = self._limiters.of(policy) if policy is not None else ()
+            self.traffic = Traffic(policy, self.hosts, self._workers, limiters) if policy is not None else None
             self._routers.clear()
         self._seen, self.service, self.policy = seen, service, policy
         index = next(i for i, port in enumerate(service.ports) if port.port == self.port)
@@ -77,6 +80,7 @@ class Destinations:
         self._node = node
         self._all: dict[tuple[str, int], Destination] = {}
         self._revision: Snapshot | None = None
+        self.limiters = Limiters(node.buckets)
 
     def at(self, service: str, port: int) -> Destination | None:
         """That of a service (`<namespace>/<name>`) and its port; None if the mesh has none."""
@@ -88,7 +92,7 @@ class Destinations:
             known = snapshot.services.get(service)
             if known is None or all(p.port != port for p in known.ports):
                 return None
-            found = self._all[service, port] = Destination(known, port)
+            found = self._all[service, port] = Destination(known, port, self.limiters, self._node.workers)
             found.refresh(snapshot, self._node.workloads, time.monotonic())
         return found
 
@@ -108,3 +112,4 @@ class Destinations:
                 del self._all[key, port]
             else:
                 destination.refresh(snapshot, self._node.workloads, now)
+        self.limiters.forget(snapshot, {service for service, _port in self._all})

@@ -1,4 +1,4 @@
-"""What a service's `TrafficPolicy` does to requests on their way: faults, circuit breaking, outliers, affinity."""
+"""What a service's `TrafficPolicy` does to requests: limits, faults, circuit breaking, outliers, affinity."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mesh.circuit import Circuit
 from mesh.fault import FaultInjector
 from mesh.outlier import OutlierDetector
 from mesh.traffic import TrafficPolicy
+from noded.data.http.limiters import Limiter
 
 if TYPE_CHECKING:
     from noded.data.http.outbound import OutboundExchange
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 class Traffic:
     """Of one port of a service that has a policy, in this worker."""
 
-    def __init__(self, policy: TrafficPolicy, hosts: Hosts, workers: int) -> None:
+    def __init__(self, policy: TrafficPolicy, hosts: Hosts, workers: int, limiters: tuple[Limiter, ...]) -> None:
         self.policy = policy
+        self._limiters = limiters
         self._fault = FaultInjector(policy.fault) if policy.fault else None
         self._circuit = Circuit(policy.circuit_breaker, workers) if policy.circuit_breaker else None
         outliers = policy.outlier_detection
@@ -33,9 +35,28 @@ class Traffic:
 
     def admits(self, exchange: OutboundExchange) -> bool:
         """Whether the request may go on at once; else it is answered, or goes on later."""
-        if self._fault is None:
-            return True
-        injection = self._fault.choose(exchange.request, random.random(), random.random())
+        if self._limiters and not self._within_limits(exchange):
+            return False
+        return self._fault is None or self._spares(exchange, self._fault)
+
+    def _within_limits(self, exchange: OutboundExchange) -> bool:
+        """Of all limits, or it takes no token of any."""
+        request, now = exchange.request, time.monotonic()
+        taken: list[Limiter] = []
+        for limiter in self._limiters:
+            if not limiter.concerns(request):
+                continue
+            if wait := limiter.tokens.take(request, now):
+                for other in taken:
+                    other.tokens.put(request, now)
+                exchange.proxy.node.tracker.count("rate_limited")
+                exchange.reply(429, "RL", f"over rate limit {limiter.name}", limiter.headers(wait), "rate limited")
+                return False
+            taken.append(limiter)
+        return True
+
+    def _spares(self, exchange: OutboundExchange, fault: FaultInjector) -> bool:
+        injection = fault.choose(exchange.request, random.random(), random.random())
         if injection is None:
             return True
         exchange.flags = "DI" if injection.delay else "FI"

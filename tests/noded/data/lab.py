@@ -25,11 +25,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from mesh.model import MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.model import MeshConfig, PeerAuth, Policy, RequestAuth, Service, Workload
 from mesh.sync import Update
 from mesh.traffic import Route, TrafficPolicy
+from noded import buckets, source_ports
 from noded import link as messages
-from noded import source_ports
 from noded.link import Link, ToControl, ToWorker
 from redirect import thread
 from redirect.capture import Capture, new_mark
@@ -145,6 +145,7 @@ class Lab:
         self.services: tuple[Service, ...] = ()
         self.policies: tuple[Policy, ...] = ()
         self.peer_auths: tuple[PeerAuth, ...] = ()
+        self.request_auths: tuple[RequestAuth, ...] = ()
         self.routes: tuple[Route, ...] = ()
         self.traffic: tuple[TrafficPolicy, ...] = ()
         self.revision = 0
@@ -191,9 +192,10 @@ class Lab:
             )  # fmt: skip
         theirs.close()
         pod.link = Link(ours, receives=ToControl, sends=ToWorker)
-        table = source_ports.create(1)
-        await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug"), [table])
-        os.close(table)
+        tables = [source_ports.create(1), buckets.create()]
+        await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug"), tables)
+        for table in tables:
+            os.close(table)
         await self.expect(pod, messages.Ready)
         pod.mark = new_mark()
         listeners = [listener(pod.netns_fd, port) for port in PORTS]
@@ -224,7 +226,7 @@ class Lab:
                     "test", self.revision, 0, True, MeshConfig(TRUST_DOMAIN, ranges=("10.79.0.0/16", "fd00:79::/64")),
                     workloads=tuple(self.workload(p) for p in self.pods.values()), services=self.services,
                     has_policies=True, policies=self.policies, peer_auths=self.peer_auths,
-                    routes=self.routes, traffic=self.traffic,
+                    routes=self.routes, traffic=self.traffic, request_auths=self.request_auths,
                 )  # fmt: skip
                 await pod.link.send(messages.MeshUpdate(update))
                 await self.expect(pod, messages.Applied)

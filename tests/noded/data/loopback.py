@@ -21,6 +21,8 @@ from mesh.identity import Identity
 from mesh.model import HBONE_PORT, MeshConfig, Policy, Workload
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
+from noded import buckets
+from noded.buckets import Buckets
 from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
@@ -178,7 +180,7 @@ class Mesh:
         self.open: list[socket.socket] = []
 
     def side(self, name: str) -> Side:
-        node = Node(Configure(0, True, 0.5, 5.0, 5.0, "debug"), self.ports, self.engine)
+        node = Node(Configure(0, True, 0.5, 5.0, 5.0, "debug"), self.ports, Buckets(buckets.create()), self.engine)
         node.tracker._log = Sink(-1)
         address = random_address()
         workload = Workload(f"shop/{name}", name, "shop", name, f"node-{name}", (address,), True, name, "v1")

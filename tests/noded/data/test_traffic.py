@@ -1,0 +1,110 @@
+"""What a service's traffic policy does to requests, in real workers."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+
+from mesh.traffic import RateLimit, RouteMatch, TrafficPolicy
+from tests.noded.data.lab import Lab, Pod, server
+from tests.noded.data.test_http import GET, Web, asked, logged, pair
+
+__all__ = ["pair"]
+pytestmark = pytest.mark.root
+HOUR = 3600.0
+
+
+def limited(*limits: RateLimit) -> tuple[TrafficPolicy, ...]:
+    return (TrafficPolicy("t", "shop", "shop/web", rate_limits=limits),)
+
+
+def headers(answer: bytes) -> dict[bytes, bytes]:
+    head = answer.partition(b"\r\n\r\n")[0]
+    return dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+
+
+async def test_requests_over_a_limit_are_429_and_say_when_to_come_again(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("few", 3, HOUR))
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        answer = await asked(client, GET * 5)
+    assert (answer.count(b"HTTP/1.1 200 "), answer.count(b"HTTP/1.1 429 ")) == (3, 2)
+    assert len(web.heads) == 3
+    told = headers(answer[answer.index(b"HTTP/1.1 429 ") :])
+    assert told[b"x-ratelimit-limit"] == b"3"
+    assert told[b"x-ratelimit-remaining"] == b"0"
+    assert 1100 < int(told[b"retry-after"]) <= 1200
+    assert told[b"x-ratelimit-reset"] == told[b"retry-after"]
+    seen = sorted((line["response_code"], line["response_flags"]) for line in await logged(client, 5))
+    assert seen == [(200, "-")] * 3 + [(429, "RL")] * 2
+
+
+async def test_a_grpc_client_is_told_unavailable(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("one", 1, HOUR))
+    await made.publish()
+    grpc = b"POST /s/m HTTP/1.1\r\nHost: web\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n"
+    with server(pod, 8080, Web()):
+        answer = await asked(client, GET + grpc)
+    assert headers(answer[answer.rindex(b"HTTP/1.1 200 ") :])[b"grpc-status"] == b"14"
+
+
+async def test_only_requests_that_match_count(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("writes", 1, HOUR, matches=(RouteMatch("/a", method="POST"), RouteMatch("/b"))))
+    await made.publish()
+    with server(pod, 8080, Web()):
+        b = b"GET /b HTTP/1.1\r\nHost: web\r\n\r\n"
+        answer = await asked(client, GET * 3 + b + b + GET)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"200", b"200", b"429", b"200"]
+
+
+async def test_a_request_that_one_limit_refuses_takes_nothing_of_the_others(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    limits = RateLimit("all", 3, HOUR), RateLimit("b", 1, HOUR, matches=(RouteMatch("/b"),))
+    made.traffic = limited(*limits)
+    await made.publish()
+    with server(pod, 8080, Web()):
+        b = b"GET /b HTTP/1.1\r\nHost: web\r\n\r\n"
+        answer = await asked(client, b * 4 + GET * 3)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", *[b"429"] * 3, b"200", b"200", b"429"]
+
+
+async def test_each_value_of_a_header_has_a_bucket(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("each", 1, HOUR, by_header="x-user"))
+    await made.publish()
+    with server(pod, 8080, Web()):
+        requests = [b"GET / HTTP/1.1\r\nHost: web\r\nX-User: %b\r\n\r\n" % user for user in (b"a", b"a", b"b", b"a")]
+        answer = await asked(client, b"".join(requests) + GET * 2)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"429", b"200", b"429", b"200", b"429"]
+
+
+async def test_a_limit_stays_as_it_is_when_something_else_changes(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("one", 1, HOUR))
+    await made.publish()
+    with server(pod, 8080, Web()):
+        assert b" 200 " in await asked(client, GET)
+        made.traffic = limited(RateLimit("one", 1, HOUR), RateLimit("other", 100, HOUR))
+        await made.publish()
+        assert b" 429 " in await asked(client, GET)
+        made.traffic = limited(RateLimit("one", 2, HOUR))
+        await made.publish()
+        assert b" 200 " in await asked(client, GET)
+
+
+async def test_tokens_come_back_with_time(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("quick", 5, 1.0, burst=1))
+    await made.publish()
+    with server(pod, 8080, Web()):
+        began, passed = time.monotonic(), 0
+        with trio.fail_after(30):
+            while passed < 4:
+                passed += b" 200 " in await asked(client, GET)
+        assert passed <= 1 + 5 * (time.monotonic() - began)
