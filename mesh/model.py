@@ -212,6 +212,42 @@ class PeerAuth:
 
 
 @dataclass(frozen=True, slots=True)
+class JwtRule:
+    """One of `RequestAuthentication`'s `jwtRules`: whose tokens a request may carry, and where."""
+
+    issuer: str
+    jwks: str
+    """The issuer's keys (`mesh.jwks.write`), or `""`: then all of its tokens are refused."""
+    problem: str = ""
+    """Why there are no keys, or none newer."""
+    audiences: tuple[str, ...] = ()
+    """Any, if there are none here."""
+    from_headers: tuple[tuple[str, str], ...] = ()
+    """Name and prefix. With no place given at all, `Authorization: Bearer …` and the parameter `access_token`."""
+    from_params: tuple[str, ...] = ()
+    from_cookies: tuple[str, ...] = ()
+    output_payload_to_header: str = ""
+    forward_original_token: bool = False
+    output_claim_to_headers: tuple[tuple[str, str], ...] = ()
+    """Header, and claim (`a.b` for one within another)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAuth:
+    """A `RequestAuthentication`. Adds to the others that apply to the same workload."""
+
+    name: str
+    namespace: str
+    rules: tuple[JwtRule, ...]
+    selector: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """`<namespace>/<name>`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Enrolment:
     """A workload as its node declares it."""
 

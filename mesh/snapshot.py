@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from mesh.cidr import Blocks, parse_address
-from mesh.model import MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.model import MeshConfig, PeerAuth, Policy, RequestAuth, Service, Workload
 from mesh.served import Served
 from mesh.sync import Update
 from mesh.traffic import Route, TrafficPolicy
@@ -68,6 +68,7 @@ class Snapshot:
     """By key, `<namespace>/<name>`."""
     policies: tuple[Policy, ...]
     peer_auths: tuple[PeerAuth, ...]
+    request_auths: tuple[RequestAuth, ...]
     ready: bool
     """Whether an update was ever applied."""
     _ranges: _Ranges
@@ -82,7 +83,10 @@ class Snapshot:
     @staticmethod
     def empty() -> Snapshot:
         """What a node knows before its first update: nothing, and `ready` says so."""
-        return Snapshot("", 0, MeshConfig(), {}, {}, (), (), False, _Ranges(()), {}, {}, {}, TrafficIndex(), Served())
+        no_ranges, no_traffic, nothing_served = _Ranges(()), TrafficIndex(), Served()
+        return Snapshot(
+            "", 0, MeshConfig(), {}, {}, (), (), (), False, no_ranges, {}, {}, {}, no_traffic, nothing_served
+        )
 
     def workload_at(self, address: str) -> Workload | None:
         """The workload that has this address."""
@@ -175,6 +179,7 @@ class Snapshot:
             services=services,
             policies=update.policies if update.has_policies else before.policies,
             peer_auths=update.peer_auths if update.has_policies else before.peer_auths,
+            request_auths=update.request_auths if update.has_policies else before.request_auths,
             ready=True,
             _ranges=self._ranges if update.config.ranges == self.config.ranges else _compiled(update.config.ranges),
             _workload_claims=workload_claims,
@@ -197,6 +202,7 @@ class Snapshot:
             has_policies=True,
             policies=self.policies,
             peer_auths=self.peer_auths,
+            request_auths=self.request_auths,
             routes=tuple(self.routes.values()),
             traffic=tuple(self.traffic.values()),
         )

@@ -23,7 +23,7 @@ import struct
 from dataclasses import dataclass, field
 
 from mesh.codec import DecodeError, decode, encode
-from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, Service, Workload
+from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, RequestAuth, Service, Workload
 from mesh.request_counts import RequestReport
 from mesh.traffic import Route, TrafficPolicy
 
@@ -82,8 +82,8 @@ class Update:
     """What the node is to know. If `full`, it replaces everything; else it applies to revision `base` of `epoch`.
 
     `workloads`, `services`, `routes` and `traffic` hold those added or changed; `removed` holds `w:<uid>`,
-    `s:<ns>/<name>`, `r:<kind>/<ns>/<name>` and `t:<ns>/<name>`. `policies` and `peer_auths`, where `has_policies`,
-    replace all of the node's: only those its own workloads can need.
+    `s:<ns>/<name>`, `r:<kind>/<ns>/<name>` and `t:<ns>/<name>`. `policies`, `peer_auths` and `request_auths`, where
+    `has_policies`, replace all of the node's: only those its own workloads can need.
     """
 
     epoch: str
@@ -99,6 +99,7 @@ class Update:
     peer_auths: tuple[PeerAuth, ...] = ()
     routes: tuple[Route, ...] = ()
     traffic: tuple[TrafficPolicy, ...] = ()
+    request_auths: tuple[RequestAuth, ...] = ()
 
     @property
     def changes(self) -> bool:

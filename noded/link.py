@@ -150,8 +150,26 @@ class Counts:
     requests: tuple[RequestReport, ...] = ()
 
 
-ToWorker = Configure | WorkloadUp | WorkloadDown | Certificate | MeshUpdate | Query | SetLogLevel | Drain
-ToControl = Ready | WorkloadReady | WorkloadGone | Applied | Answer | Counts
+@dataclass(frozen=True, slots=True)
+class CheckToken:
+    """Is a request's JWT signed with one of these keys? Answered by `TokenChecked`."""
+
+    request: int
+    token: bytes
+    key_set: str
+    """See `mesh.jwks.name`; one that the control process has in its snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChecked:
+    """`problem` says why not, or is `""`."""
+
+    request: int
+    problem: str
+
+
+ToWorker = TokenChecked | Configure | WorkloadUp | WorkloadDown | Certificate | MeshUpdate | Query | SetLogLevel | Drain
+ToControl = CheckToken | Ready | WorkloadReady | WorkloadGone | Applied | Answer | Counts
 
 
 class Link:

@@ -75,9 +75,15 @@ class Requests:
             host=request.authority.decode("latin-1").lower(),
             headers=headers.get,
             claims=claims,
-            request_principal=f"{claims.get('iss')}/{claims.get('sub')}" if claims is not None else None,
+            request_principal=_principal(claims),
         )
         return self._decider.decide(facts)
+
+
+def _principal(claims: Mapping[str, Any] | None) -> str | None:
+    """`<issuer>/<subject>`; None if a token says either not, as if there were no token."""
+    issuer, subject = (claims.get("iss"), claims.get("sub")) if claims is not None else (None, None)
+    return f"{issuer}/{subject}" if issuer and subject else None
 
 
 def _joined(request: Request, name: bytes) -> bytes | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from mesh.model import MtlsMode, PeerAuth, Policy
+from mesh.model import MtlsMode, PeerAuth, Policy, RequestAuth
 
 
 def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
@@ -18,8 +18,10 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.items())
 
 
-def applies(policy: Policy | PeerAuth, *, namespace: str, labels: Mapping[str, str], root_namespace: str) -> bool:
-    """Whether a policy of either kind is for a workload. As in Istio, a `PeerAuthentication` with a selector in the
+def applies(
+    policy: Policy | PeerAuth | RequestAuth, *, namespace: str, labels: Mapping[str, str], root_namespace: str
+) -> bool:
+    """Whether a policy of any kind is for a workload. As in Istio, a `PeerAuthentication` with a selector in the
     root namespace is for nobody.
     """
     if isinstance(policy, PeerAuth) and policy.namespace == root_namespace and policy.selector:

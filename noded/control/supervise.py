@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import trio
@@ -24,6 +24,9 @@ from noded import buckets, link, source_ports
 from noded.config import Config
 from noded.control.process import COMMAND, Process
 from noded.control.worker import Worker
+
+if TYPE_CHECKING:
+    from noded.control.token_keys import TokenKeys
 
 _log = logging.getLogger(__name__)
 _FIRST_RETRY, _LAST_RETRY, _STABLE = 0.1, 10.0, 30.0
@@ -66,26 +69,43 @@ class Workers:
         self.draining = False
         self._slots = [_Slot(index) for index in range(self.count)]
         self._snapshot: Snapshot | None = None
+        self._token_keys: TokenKeys | None = None
         self._locals: dict[str, _Local] = {}
         self._certificates: dict[str, link.Certificate] = {}
         self._changed = trio.Event()
         self._requests = 0
         self._source_ports = source_ports.create(self.count)
+        self._buckets = buckets.create()
 
     # Desired state: none of these waits.
 
     def start_with(self, snapshot: Snapshot) -> None:
-        self._buckets = buckets.create()
         """The snapshot that the first workers get; before `run`."""
         self._snapshot = snapshot
+        self._have_keys(snapshot)
 
     def update(self, update: Update, snapshot: Snapshot) -> None:
         """`snapshot` is in force; `update` is what led to it from the one before."""
         self._snapshot = snapshot
+        if update.has_policies:
+            self._have_keys(snapshot)
         for worker in self._live():
             worker.unapplied += 1
             worker.post(link.MeshUpdate(update))
         self._notify()
+
+    def _have_keys(self, snapshot: Snapshot) -> None:
+        if snapshot.request_auths and self._token_keys is None:
+            from noded.control.token_keys import TokenKeys  # 5 MB that few nodes need
+
+            self._token_keys = TokenKeys()
+        if self._token_keys is not None:
+            self._token_keys.adopt(snapshot.request_auths)
+
+    def _checked(self, message: link.CheckToken) -> link.TokenChecked:
+        keys = self._token_keys
+        problem = keys.check(message.token, message.key_set) if keys is not None else "no keys are known"
+        return link.TokenChecked(message.request, problem)
 
     def workload_up(self, up: link.WorkloadUp, netns: int, listeners: list[list[socket.socket]]) -> None:
         """A new local workload. Takes ownership of `netns` and the listeners, three for each worker."""
@@ -203,6 +223,7 @@ class Workers:
                 local.close()
             self._locals.clear()
             os.close(self._source_ports)
+            os.close(self._buckets)
 
     async def drain(self, seconds: float) -> None:
         """Have all workers finish and end; wait for that at most a little longer than `seconds`.
@@ -223,7 +244,6 @@ class Workers:
         retry = _FIRST_RETRY
         while not self.draining:
             started = trio.current_time()
-            os.close(self._buckets)
             status = await self._run_one(slot)
             self._on_end(slot.index)
             if self.draining:
@@ -282,6 +302,8 @@ class Workers:
     def _heard(self, worker: Worker, message: object) -> None:
         if isinstance(message, link.Counts):
             self._on_counts(worker.index, message)
+        elif isinstance(message, link.CheckToken):
+            worker.post(self._checked(message))
         else:
             self._notify()
 

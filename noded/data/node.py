@@ -16,9 +16,10 @@ from mesh.authz import Authorizer, Denial, Peer
 from mesh.h2.connection import Budget
 from mesh.identity import Identity
 from mesh.model import MeshConfig, Party, Workload
+from mesh.request_auth import TokenRules
 from mesh.snapshot import Snapshot
-from noded.data import tls
 from noded.buckets import Buckets
+from noded.data import tls
 from noded.data.engine import Engine
 from noded.data.sockets import SocketMaker
 from noded.data.tracker import Tracker
@@ -72,6 +73,13 @@ class LocalWorkload:
             labels=self.labels,
             root_namespace=snapshot.config.root_namespace,
         )
+        self.token_rules = TokenRules.of(
+            snapshot.request_auths,
+            namespace=self.workload.namespace,
+            labels=self.labels,
+            root_namespace=snapshot.config.root_namespace,
+        )
+        """None where requests' tokens are nothing to the mesh."""
 
     def certificate(self, message: Certificate) -> None:
         """Use a new certificate from the next handshake on."""

@@ -69,6 +69,7 @@ class Worker:
         """Serve until the link ends or a drain is done; returns then, with everything cancelled."""
         for task in (self.engine.run, self.timers.run, self.dialler.sweep, self._report, self._tick, self._write_log):
             self._nursery.start_soon(task)
+        self._nursery.start_soon(self.http.tokens.run, self._link.send)
         await self._link.send(messages.Ready(os.getpid()))
         while (received := await self._link.receive()) is not None:
             message, fds = received
@@ -88,6 +89,8 @@ class Worker:
                     self.node.changed()
             case messages.MeshUpdate():
                 await self._update(message)
+            case messages.TokenChecked():
+                self.http.tokens.answered(message)
             case messages.Query():
                 await self._link.send(messages.Answer(message.request, msgpack.packb(self._rows(message.what))))
             case messages.SetLogLevel():

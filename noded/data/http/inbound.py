@@ -16,6 +16,7 @@ from noded.data.http.client2 import Http2Client
 from noded.data.http.exchange import Exchange
 from noded.data.http.server import Responder
 from noded.data.http.session import Session
+from noded.data.http.tokens import Claims, Refusal
 from noded.data.http.transport import SocketTransport
 from noded.data.node import LocalWorkload
 from noded.data.tracker import Flow
@@ -105,11 +106,13 @@ class InboundSession(Session):
 class InboundExchange(Exchange):
     """A request that somebody makes of a local workload."""
 
-    __slots__ = ("session",)
+    __slots__ = ("claims", "session")
 
     def __init__(self, session: InboundSession, responder: Responder, request: Request) -> None:
         super().__init__(session.proxy, responder, request)
         self.session = session
+        self.claims: Claims | None = None
+        """Of its token, if it has one."""
 
     def begin(self) -> None:
         """Check it, and send it on."""
@@ -119,7 +122,24 @@ class InboundExchange(Exchange):
         except ValueError as error:
             self.reply(400, "DPE", str(error))
             return
-        verdict = session.local.authorizer.check_request(session.peer, self.request)
+        if (rules := session.local.token_rules) is None:
+            self._authorize()
+        else:
+            self.proxy.tokens.authenticate(rules, self.request, self._authenticated)
+
+    def _authenticated(self, claims: Claims | Refusal | None) -> None:
+        if self.done:
+            return
+        if isinstance(claims, Refusal):
+            headers = [(b"www-authenticate", claims.challenge)] if claims.challenge else None
+            self.reply(claims.status, "-", claims.reason, headers)
+            return
+        self.claims = claims
+        self._authorize()
+
+    def _authorize(self) -> None:
+        session = self.session
+        verdict = session.local.authorizer.check_request(session.peer, self.request, self.claims)
         session.flow.decided(verdict)
         if isinstance(verdict, Denial):
             self.reply(403, "RBAC", verdict.text, text="RBAC: access denied")
@@ -132,8 +152,10 @@ class InboundExchange(Exchange):
 
     def recheck(self) -> None:
         """See `InboundSession`."""
+        if self.call is None:  # it waits for its token to be checked, and is yet to come here
+            return
         session = self.session
-        verdict = session.local.authorizer.check_request(session.peer, self.request)
+        verdict = session.local.authorizer.check_request(session.peer, self.request, self.claims)
         if isinstance(verdict, Denial):
             self.reply(403, "RBAC", verdict.text, text="RBAC: access denied")
 

@@ -16,6 +16,7 @@ from noded.data.http.detection import Detection
 from noded.data.http.inbound import InboundSession
 from noded.data.http.seen import Seen
 from noded.data.http.session import OutboundSession, Session
+from noded.data.http.tokens import Tokens
 from noded.data.http.upstreams import Upstreams
 from noded.data.node import LocalWorkload, Node
 from noded.data.timers import Timers
@@ -35,6 +36,7 @@ class HttpProxy:
         self.upstreams = Upstreams(node, pool, dialler)
         self.destinations = Destinations(node)
         self.seen = Seen(node)
+        self.tokens = Tokens(node.engine, timers)
         self.sessions: set[Session] = set()
         self.normalization = Normalization.BASE
 
@@ -83,7 +85,8 @@ class HttpProxy:
 
     def reads(self, local: LocalWorkload, address: str, port: int) -> bool:
         """Whether connections to this port of a local workload may be HTTP, and its policies want to know."""
-        return local.authorizer.reads_requests and self.node.snapshot.protocol_at(address, port) != "tcp"
+        wanted = local.authorizer.reads_requests or local.token_rules is not None
+        return wanted and self.node.snapshot.protocol_at(address, port) != "tcp"
 
     def tick(self) -> None:
         """Call every 5 s."""

@@ -1,0 +1,203 @@
+"""Requests with JSON Web Tokens through a real pair of workers; the test is the control process that checks them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import jwt
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from mesh import jwks
+from mesh.model import Action, JwtRule, Operation, Policy, RequestAuth, Rule, Source
+from noded.control.token_keys import TokenKeys
+from noded.link import CheckToken, TokenChecked
+from tests.noded.data.lab import Lab, Pod, server
+from tests.noded.data.test_http import Web, asked, logged, pair
+
+__all__ = ["pair"]
+pytestmark = pytest.mark.root
+
+KEY, OTHER_KEY = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+ISSUER = "https://issuer.example"
+
+
+def key_set(*keys: ec.EllipticCurvePrivateKey) -> str:
+    stated = [jwt.algorithms.ECAlgorithm.to_jwk(key.public_key(), as_dict=True) for key in keys]
+    return jwks.write(tuple({**key, "kid": f"k{index}"} for index, key in enumerate(stated)))
+
+
+def token(key: ec.EllipticCurvePrivateKey = KEY, **claims: Any) -> bytes:
+    said = {"iss": ISSUER, "sub": "ada", "exp": int(time.time()) + 600, **claims}
+    return jwt.encode(said, key, "ES256", {"kid": "k0"}).encode()
+
+
+def auth(*rules: JwtRule) -> RequestAuth:
+    return RequestAuth("tokens", "shop", rules or (JwtRule(ISSUER, key_set(KEY)),))
+
+
+def get(*headers: bytes, path: bytes = b"/a") -> bytes:
+    return b"\r\n".join([b"GET %b HTTP/1.1" % path, b"Host: web", *headers, b"", b""])
+
+
+def bearer(value: bytes) -> bytes:
+    return b"Authorization: Bearer " + value
+
+
+@asynccontextmanager
+async def checking(made: Lab, pod: Pod) -> AsyncIterator[list[CheckToken]]:
+    """Answer what the pod's worker asks; what it asked so far."""
+    questions: list[CheckToken] = []
+    keys = TokenKeys()
+    keys.adopt(made.request_auths)
+
+    async def answer() -> None:
+        assert pod.link is not None
+        while (received := await pod.link.receive()) is not None:
+            if isinstance(message := received[0], CheckToken):
+                questions.append(message)
+                await pod.link.send(TokenChecked(message.request, keys.check(message.token, message.key_set)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        yield questions
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_invalid_token_is_401_and_never_reaches_the_workload(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.request_auths = (auth(),)
+    await made.publish()
+    web = Web()
+    refused = [
+        (token(OTHER_KEY), b"Jwt verification fails"),
+        (token(exp=int(time.time()) - 100), b"Jwt is expired"),
+        (token(iss="https://else.example"), b"Jwt issuer is not configured"),
+        (jwt.encode({"iss": ISSUER}, "", "none").encode(), b"Jwt signature is an invalid Base64url encoded"),
+        (jwt.encode({"iss": ISSUER}, "secret" * 8, "HS256").encode(), b"Jwt header [alg] is not supported"),
+        (b"nonsense", b"Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"),
+    ]
+    with server(pod, 8080, web):
+        async with checking(made, pod) as questions:
+            for value, why in refused:
+                answer = await asked(client, get(bearer(value)))
+                assert answer.startswith(b"HTTP/1.1 401 "), why
+                assert answer.endswith(why + b"\n")
+                assert b'www-authenticate: Bearer realm="http://web/a", error="invalid_token"' in answer
+            assert len(questions) == 1  # the others need no key to be refused
+    assert web.heads == []
+    line = (await logged(pod))[-1]
+    assert (line["response_code"], line["reason"]) == (401, refused[-1][1].decode())
+
+
+async def test_a_request_without_a_token_passes_without_an_identity(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.request_auths = (auth(),)
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        assert (await asked(client, get(b"Authorization: Basic YTpi"))).startswith(b"HTTP/1.1 200 ")
+        assert b"authorization: Basic YTpi" in web.heads[0].splitlines()
+        required = Rule((Source(request_principals=("*",)),))
+        made.policies = (Policy("tokens", "shop", Action.ALLOW, (required,)),)
+        await made.publish()
+        assert (await asked(client, get())).startswith(b"HTTP/1.1 403 ")
+    assert len(web.heads) == 1
+
+
+async def test_claims_decide_and_the_token_is_checked_once_and_taken_out(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.request_auths = (auth(),)
+    made.policies = (
+        Policy(
+            "ada",
+            "shop",
+            Action.ALLOW,
+            (Rule((Source(request_principals=(f"{ISSUER}/ada",)),), (Operation(paths=("/a",)),)),),
+        ),
+    )
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        async with checking(made, pod) as questions:
+            ada, bob = token(), token(sub="bob")
+            assert (await asked(client, get(bearer(ada)) * 3)).count(b"HTTP/1.1 200 ") == 3
+            assert (await asked(client, get(bearer(bob)))).startswith(b"HTTP/1.1 403 ")
+            assert [q.token for q in questions] == [ada, bob]
+    assert len(web.heads) == 3
+    assert not any(b"authorization" in head.lower() for head in web.heads)
+
+
+async def test_tokens_come_from_where_the_rule_says_and_go_where_it_says(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    rule = JwtRule(
+        ISSUER,
+        key_set(KEY),
+        from_headers=(("x-token", "jwt "),),
+        from_params=("t",),
+        from_cookies=("session",),
+        output_payload_to_header="x-payload",
+        output_claim_to_headers=(("x-sub", "sub"), ("x-team", "of.team")),
+    )
+    made.request_auths = (auth(rule),)
+    await made.publish()
+    web = Web()
+    value = token(of={"team": 7})
+    with server(pod, 8080, web):
+        async with checking(made, pod) as questions:
+            for asking in (
+                get(b"X-Token: jwt " + value, b"X-Sub: root"),
+                get(path=b"/a?x=1&t=" + value + b"&y"),
+                get(b"Cookie: a=b; session=" + value + b"; c=d"),
+            ):
+                assert (await asked(client, asking)).startswith(b"HTTP/1.1 200 ")
+            assert len(questions) == 1
+            assert (await asked(client, get(b"X-Sub: root"))).startswith(b"HTTP/1.1 200 ")
+    for head in web.heads[:3]:
+        lines = head.split(b"\r\n")
+        assert value not in head
+        assert lines.count(b"x-sub: ada") == lines.count(b"x-team: 7") == head.count(b"x-sub") == 1
+        assert b"x-payload: " + value.split(b".")[1] in lines
+    assert web.heads[1].startswith(b"GET /a?x=1&y ")
+    assert b"cookie: a=b; c=d" in web.heads[2].split(b"\r\n")
+    assert b"x-sub" not in web.heads[3]
+
+
+async def test_where_nobody_checks_a_token_the_request_is_refused_in_time(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.request_auths = (auth(),)
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        answer = await asked(client, get(bearer(token())))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert web.heads == []
+
+
+async def test_without_an_issuers_keys_its_tokens_are_refused(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.request_auths = (auth(JwtRule(ISSUER, "", "no answer")),)
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        answer = await asked(client, get(bearer(token())))
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert answer.endswith(b"Jwks remote fetch is failed: no answer\n")
+    assert web.heads == []
+
+
+async def test_an_audience_that_is_not_allowed_is_403(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.request_auths = (auth(JwtRule(ISSUER, key_set(KEY), audiences=("https://shop.example/",))),)
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        async with checking(made, pod):
+            answer = await asked(client, get(bearer(token(aud=["blog", "bank"]))))
+            assert answer.startswith(b"HTTP/1.1 403 ")
+            assert (await asked(client, get(bearer(token(aud="shop.example"))))).startswith(b"HTTP/1.1 200 ")
+    assert len(web.heads) == 1
