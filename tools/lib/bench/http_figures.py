@@ -21,7 +21,7 @@ class Idle:
     @property
     def kb_each(self) -> float:
         """What a connection took on both sides together."""
-        return (sum(self.after.values()) - sum(self.before.values())) * 1000 / self.connections
+        return (workers(self.after) - workers(self.before)) * 1000 / self.connections
 
 
 @dataclass

@@ -102,6 +102,9 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
         f"medians of {options.rounds} rounds of {options.seconds:g} s\n"
     )
     print(http_figures.table(bench.results))
+    for path, series in bench.results.items():
+        if series.idle is not None:
+            print(f"\n{path}: " + ", ".join(f"{what} {size:.0f} MB" for what, size in series.idle.after.items()))
     if options.json:
         options.json.write_text(json.dumps(http_figures.document(bench.results), indent=2) + "\n")
     return 0
