@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from mesh.authz.templates import paths
 from mesh.cidr import Address, Blocks
@@ -174,31 +174,25 @@ def reads_source_address(policy: Policy) -> bool:
 
 
 def _source(source: Source, reads: Reads) -> _Clauses:
-    clauses = _Clauses()
-    clauses.add("principal", matching_names, source.principals, source.not_principals)
-    clauses.add("namespace", matching_names, source.namespaces, source.not_namespaces)
-    clauses.add("service_account", _exact, source.service_accounts, source.not_service_accounts)
-    clauses.add("source", _blocks, source.ip_blocks, source.not_ip_blocks)
-    if reads is Reads.REQUEST:
-        clauses.add("request_principal", matching_names, source.request_principals, source.not_request_principals)
-        clauses.add("source", _blocks, source.remote_ip_blocks, source.not_remote_ip_blocks)
-    return _checked(clauses, bool(source.http_clauses), reads)
+    return _fields(source, SOURCE_FIELDS, reads)
 
 
 def _operation(operation: Operation, reads: Reads) -> _Clauses:
+    return _fields(operation, OPERATION_FIELDS, reads)
+
+
+def _fields(of: Source | Operation, fields: tuple[Field, ...], reads: Reads) -> _Clauses:
     clauses = _Clauses()
-    clauses.add("port", _exact, operation.ports, operation.not_ports)
-    if reads is Reads.REQUEST:
-        clauses.add("method", matching_names, operation.methods, operation.not_methods)
-        clauses.add("path", paths, operation.paths, operation.not_paths)
-        clauses.add("host", _hosts, operation.hosts, operation.not_hosts)
-    return _checked(clauses, bool(operation.http_clauses), reads)
+    for field in fields:
+        if reads is Reads.REQUEST or not field.of_request:
+            clauses.add(field.fact, field.compiled, getattr(of, field.name), getattr(of, f"not_{field.name}"))
+    return _checked(clauses, bool(of.http_clauses), reads)
 
 
 def _condition(condition: Condition, reads: Reads) -> _Clauses:
     clauses = _Clauses()
     http = False
-    if (known := _CONDITIONS.get(condition.key)) is not None:
+    if (known := CONNECTION_ATTRIBUTES.get(condition.key)) is not None:
         clauses.add(*known, condition.values, condition.not_values)
     elif (fact := request_fact(condition.key)) is not None:
         http = True
@@ -291,7 +285,7 @@ def _claim(claims: Mapping[str, Any] | None, names: list[str]) -> Any:
     return found
 
 
-_CONDITIONS: dict[str, tuple[str, Callable[[tuple[Any, ...]], _Among]]] = {
+CONNECTION_ATTRIBUTES: dict[str, tuple[str, Callable[[tuple[Any, ...]], _Among]]] = {
     "source.principal": ("principal", matching_names),
     "source.namespace": ("namespace", matching_names),
     "source.ip": ("source", _blocks),
@@ -299,3 +293,29 @@ _CONDITIONS: dict[str, tuple[str, Callable[[tuple[Any, ...]], _Among]]] = {
     "destination.port": ("port", _ports),
 }
 """The keys that mean something at layer 4: the fact each one reads, and how its values are compiled."""
+
+
+class Field(NamedTuple):
+    """A field of `Source` or `Operation`, and its `not_…`."""
+
+    name: str
+    fact: str
+    compiled: Callable[[tuple[Any, ...]], _Among]
+    of_request: bool = False
+    """Whether only a request can answer it."""
+
+
+SOURCE_FIELDS = (
+    Field("principals", "principal", matching_names),
+    Field("namespaces", "namespace", matching_names),
+    Field("service_accounts", "service_account", _exact),
+    Field("ip_blocks", "source", _blocks),
+    Field("request_principals", "request_principal", matching_names, True),
+    Field("remote_ip_blocks", "source", _blocks, True),
+)
+OPERATION_FIELDS = (
+    Field("ports", "port", _exact),
+    Field("methods", "method", matching_names, True),
+    Field("paths", "path", paths, True),
+    Field("hosts", "host", _hosts, True),
+)

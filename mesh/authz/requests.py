@@ -75,12 +75,12 @@ class Requests:
             host=request.authority.decode("latin-1").lower(),
             headers=headers.get,
             claims=claims,
-            request_principal=_principal(claims),
+            request_principal=principal_of(claims),
         )
         return self._decider.decide(facts)
 
 
-def _principal(claims: Mapping[str, Any] | None) -> str | None:
+def principal_of(claims: Mapping[str, Any] | None) -> str | None:
     """`<issuer>/<subject>`; None if a token says either not, as if there were no token."""
     issuer, subject = (claims.get("iss"), claims.get("sub")) if claims is not None else (None, None)
     return f"{issuer}/{subject}" if issuer and subject else None
