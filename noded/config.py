@@ -40,6 +40,8 @@ class Config:
     workers: int = 0
     """Worker processes; 0: one a core."""
     access_log: bool = True
+    access_log_format: str = "json"
+    """Or `text`, Envoy's default."""
     log_level: str = "info"
     hold_seconds: float = 5.0
     connect_seconds: float = 10.0
@@ -137,6 +139,15 @@ def _level(value: object) -> str:
     return str(value)
 
 
+def _choice(*known: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in known:
+            raise _Wrong("is not a known value", f"use {' or '.join(known)}")
+        return str(value)
+
+    return read
+
+
 def _whole(least: int, most: int) -> Callable[[object], int]:
     def read(value: object) -> int:
         if type(value) is not int or not least <= value <= most:
@@ -162,6 +173,7 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "stateDir": _path,
     "workers": _whole(0, 256),
     "accessLog": _bool,
+    "accessLogFormat": _choice("json", "text"),
     "logLevel": _level,
     "holdSeconds": _seconds(0, 300),
     "connectSeconds": _seconds(0.1, 300),

@@ -40,6 +40,8 @@ class Configure:
     log_level: str
     workers: int = 1
     """How many there are on this node: what is bounded for the node, each bounds to its part."""
+    access_log_format: str = "json"
+    """Or `text`."""
 
 
 @dataclass(frozen=True, slots=True)

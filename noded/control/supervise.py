@@ -283,6 +283,7 @@ class Workers:
                 c.drain_seconds,
                 self.log_level,
                 self.count,
+                c.access_log_format,
             ),
             [self._source_ports, self._buckets],
         )

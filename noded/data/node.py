@@ -105,7 +105,8 @@ class Node:
         self.engine, self.workers = engine, configure.workers
         self.buckets = buckets
         """Of the rate limits that hold for the node."""
-        self.tracker = Tracker(source_ports, access_log=configure.access_log)
+        text = configure.access_log_format == "text"
+        self.tracker = Tracker(source_ports, access_log=configure.access_log, text=text)
         self.buffers = Buffers()
         self.budget = Budget()
         self.hold_seconds = configure.hold_seconds

@@ -174,10 +174,12 @@ _Edge = tuple[bool, Party, Party, str, str, str]
 class Tracker:
     """The live connections, the counts not yet reported, and the access log."""
 
-    def __init__(self, source_ports: SourcePorts, *, access_log: bool, log_fd: int = 1) -> None:
+    def __init__(self, source_ports: SourcePorts, *, access_log: bool, text: bool = False, log_fd: int = 1) -> None:
         self.source_ports = source_ports
         self.logging = access_log
         """Whether there is an access log."""
+        self.text = text
+        """Whether it is in Envoy's text format, else in JSON."""
         self._log = Sink(log_fd)
         self._flows: dict[int, Flow] = {}
         self._edges: dict[_Edge, Tally] = {}
@@ -239,6 +241,11 @@ class Tracker:
         if not self.logging or flow.requests is not None:
             return
         now = time.time()
+        if self.text:  # Envoy's default format, of what there is without requests
+            target = format_address(flow.target, flow.target_port) if flow.target else "-"
+            numbers = f"{received} {sent} {(now - flow.started) * 1000:.0f}"
+            self.log(f'[{self.stamp(flow.started)}] "- - -" 0 {flags} {numbers} - "-" "-" "-" "-" "{target}"')
+            return
         line: dict[str, Any] = {
             "time": self.stamp(now),
             "type": "access",
@@ -265,9 +272,13 @@ class Tracker:
         """The time as the access log writes it."""
         now = now or time.time()
         second = int(now)
-        if second != self._second:
-            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._stamp}.{int((now - second) * 1000):03d}Z"
+        if second == self._second:
+            stamp = self._stamp
+        else:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            if second > self._second:  # what has lasted long is asked for once
+                self._second, self._stamp = second, stamp
+        return f"{stamp}.{int((now - second) * 1000):03d}Z"
 
     def log(self, line: str) -> None:
         """Add a line to the access log."""

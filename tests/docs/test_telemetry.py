@@ -25,6 +25,7 @@ PAGE = DOCS / "reference/metrics.md"
 WORKER = "\n".join(path.read_text() for path in sorted((ROOT / "noded/data").rglob("*.py")))
 """The source of what counts connections: counters have no register, they are counted by name."""
 
+LOG = DOCS / "reference/access-log.md"
 NONE = (0,) * BUCKETS
 
 Families = dict[str, tuple[str, set[str]]]
@@ -92,10 +93,16 @@ def test_the_fields_of_an_access_log_line_are_described_in_order() -> None:
     finally:
         for fd in (reader, writer, table_fd):
             os.close(fd)
-    rows = table(DOCS / "reference/access-log.md", "# Access log")
+    rows = table(LOG, "## Connections")
     assert [spans(row[0])[0] for row in rows] == list(line)
     types = {str: "text", int: "number", float: "number", list: "list of text"}
     assert [row[1] for row in rows] == [types[type(value)] for value in line.values()]
+
+
+def test_the_fields_of_a_request_s_line_are_described() -> None:
+    source = (ROOT / "noded/data/http/log_line.py").read_text()
+    said = set(re.findall(r'[{,]"(\w+)":', source)) - {"type"}
+    assert {field for row in table(LOG, "## Requests") for field in spans(row[0])} == said
 
 
 def test_every_response_flag_is_explained() -> None:

@@ -29,6 +29,7 @@ class Exchange:
 
     __slots__ = (
         "answered_at",
+        "asked",
         "call",
         "done",
         "flags",
@@ -59,6 +60,8 @@ class Exchange:
         self.request_ended = self.done = False
         self.trailers: Headers = []
         self.flags, self.reason = "-", ""
+        self.asked = b""
+        """The path that the client asked for, if the request has another now."""
         self.grpc_status: bytes | None = None
         """As the trailers said; None if they did not."""
         self.started = time.monotonic()

@@ -133,6 +133,7 @@ class OutboundExchange(Exchange):
         if rule.request_headers is not None:
             edit_headers(request.headers, rule.request_headers)
         if rule.rewrite is not None:
+            self.asked = request.path
             rewrite_request(request, rule.rewrite, matched.match)
         if rule.mirrors:
             self._mirror(rule)

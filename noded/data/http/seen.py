@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING
 
 from mesh.hbone import format_address
 from mesh.http1 import BadMessage
 from mesh.request_counts import RequestReport
-from noded.data.http.tally import RequestEdge, RequestTally
+from noded.data.http import log_line
+from noded.data.http.log_line import json_line, text_line
+from noded.data.http.tally import Outcome, RequestEdge, RequestTally
 from noded.data.node import Node
 from noded.data.tracker import UNKNOWN
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MAX_OUTCOMES = 4096
 """Tallies between two reports; requests beyond are counted in one sum only."""
 _MAX_STATUS = 16
+_BEFORE = ("RBAC", "RL")
+"""Flags of requests that the workload never saw."""
 
 
 class Seen:
@@ -34,6 +37,8 @@ class Seen:
         self._edges: dict[object, RequestEdge] = {}
         self._by_flow: dict[int, RequestEdge] = {}
         self._outcomes = 0
+        self._text = node.tracker.text
+        self._line = text_line if node.tracker.text else json_line
 
     def outbound(self, session: OutboundSession, exchange: OutboundExchange) -> None:
         """A local workload's request of a service is over."""
@@ -43,8 +48,14 @@ class Seen:
         if edge is None:
             service = destination.service.hostname if destination is not None else ""
             edge = self._edges[key] = self._edge(session, service, host)
-        self._count(edge, exchange, exchange.matched.route if exchange.matched is not None else None)
-        self._log(session, exchange, edge, f"{host.address}:{host.port}" if host else "")
+        response = exchange.response
+        route = exchange.matched.route if exchange.matched is not None else None
+        outcome = response.status if response is not None else 0, exchange.flags, _grpc(exchange), id(route)
+        tally = edge.outcomes.get(outcome)
+        if tally is None:
+            upstream = format_address(host.address, host.port) if host is not None else ""
+            tally = self._tally(edge, outcome, route, upstream, destination.port if destination is not None else 0)
+        self._count(session, exchange, edge, tally)
 
     def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
         """Somebody's request of a local workload is over."""
@@ -54,23 +65,24 @@ class Seen:
             source, destination, service, security = flow.sides
             if not service and (served := self._node.snapshot.served_by(flow.target, flow.target_port)) is not None:
                 service = served.hostname
-            key = source, destination, service, security
+            key = source, destination, service, security, flow.target
             edge = self._edges.get(key)
             if edge is None:
                 edge = self._edges[key] = RequestEdge(False, source, destination, service, security)
             self._by_flow[flow.number] = edge
-        self._count(edge, exchange, None)
-        self._log(session, exchange, edge, format_address(flow.target, flow.target_port))
+        response = exchange.response
+        outcome = response.status if response is not None else 0, exchange.flags, _grpc(exchange), flow.target_port
+        tally = edge.outcomes.get(outcome)
+        if tally is None:
+            upstream = format_address(flow.target, flow.target_port) if exchange.flags not in _BEFORE else ""
+            tally = self._tally(edge, outcome, None, upstream, flow.target_port)
+        self._count(session, exchange, edge, tally)
 
     def refused(self, session: Session, error: BadMessage) -> None:
         """A client sent what is no request."""
-        tracker, flow = self._node.tracker, session.flow
+        tracker = self._node.tracker
         if tracker.logging:
-            tracker.log(
-                f'{{"time":"{tracker.stamp()}","type":"request","direction":"{flow.direction}"'
-                f',"workload":{quoted(flow.uid)},"source":"{format_address(flow.client, flow.client_port)}"'
-                f',"response_code":{error.status},"response_flags":"DPE","reason":{quoted(error.reason)}}}'
-            )
+            tracker.log(log_line.refused(tracker, session, error, text=self._text))
 
     def _edge(self, session: OutboundSession, service: str, host: Host | None) -> RequestEdge:
         node = self._node
@@ -79,41 +91,26 @@ class Seen:
         security = "mutual_tls" if workload is not None and workload.meshed else "none"
         return RequestEdge(True, session.local.party, party, service, security)
 
-    def _count(self, edge: RequestEdge, exchange: Exchange, route: Route | None) -> None:
-        response = exchange.response
-        key = response.status if response is not None else 0, exchange.flags, _grpc(exchange), id(route)
-        tally = edge.outcomes.get(key)
-        if tally is None:
-            if self._outcomes >= MAX_OUTCOMES:
-                self._node.tracker.count("requests_unattributed")
-                return
+    def _tally(self, edge: RequestEdge, key: Outcome, route: Route | None, upstream: str, port: int) -> RequestTally:
+        tally = RequestTally(route, upstream, port)
+        if self._outcomes < MAX_OUTCOMES:
             self._outcomes += 1
-            tally = edge.outcomes[key] = RequestTally(route)
-        tally.add(time.monotonic() - exchange.started, exchange.received, exchange.sent)
+            edge.outcomes[key] = tally
+        else:
+            self._node.tracker.count("requests_unattributed")
+        return tally
+
+    def _count(self, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally) -> None:
+        seconds = time.monotonic() - exchange.started
+        tally.add(seconds, exchange.received, exchange.sent)
+        tracker = self._node.tracker
+        if tracker.logging:
+            tracker.log(self._line(tracker, session, exchange, edge, tally, seconds))
 
     def report(self) -> tuple[RequestReport, ...]:
         """What was counted since the last call."""
         edges, self._edges, self._by_flow, self._outcomes = self._edges, {}, {}, 0
         return tuple(report for edge in edges.values() for report in edge.reports())
-
-    def _log(self, session: Session, exchange: Exchange, edge: RequestEdge, upstream: str) -> None:
-        tracker = self._node.tracker
-        if not tracker.logging:
-            return
-        request, flow, response = exchange.request, session.flow, exchange.response
-        now = time.monotonic()
-        status = response.status if response is not None else 0
-        waited = f"{(exchange.answered_at - exchange.started) * 1000:.1f}" if exchange.answered_at else "0"
-        tracker.log(
-            f'{{"time":"{tracker.stamp()}","type":"request","direction":"{flow.direction}"'
-            f',"workload":{quoted(flow.uid)},"source":"{format_address(flow.client, flow.client_port)}"'
-            f',"service":{quoted(edge.service)},"upstream_host":"{upstream}","security":"{edge.security}"'
-            f',"method":{quoted(request.method.decode("latin-1"))},"authority":{quoted(request.authority.decode("latin-1"))}'
-            f',"path":{quoted(request.path.decode("latin-1"))},"protocol":"HTTP/1.1","response_code":{status}'
-            f',"response_flags":"{exchange.flags}","reason":{quoted(exchange.reason)}'
-            f',"bytes_received":{exchange.received},"bytes_sent":{exchange.sent}'
-            f',"duration_ms":{(now - exchange.started) * 1000:.1f},"upstream_ms":{waited}}}'
-        )
 
 
 def _grpc(exchange: Exchange) -> str | None:

@@ -36,6 +36,8 @@ class Session:
             self.server = Http1Server(self.exchange, self._refused, self._ended)
             self.server.authority = format_address(flow.destination, flow.port).encode()
         self.transport: Transport
+        self.line = ""
+        """What is the same in the log for all of its requests (`log_line`)."""
         flow.carrier = self
         flow.requests = self
         flow.establish()

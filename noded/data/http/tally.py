@@ -12,13 +12,34 @@ if TYPE_CHECKING:
     from mesh.traffic import Route
 
 
+Outcome = tuple[int, str, str | None, int]
+"""Status, flags, gRPC status (None: not gRPC), and what else tells outcomes apart: outbound, the id of the route, which
+the tally keeps alive; inbound, the port."""
+
+
 class RequestTally:
     """Requests of one edge with one outcome."""
 
-    __slots__ = ("count", "durations", "received", "received_sizes", "route", "seconds", "sent", "sent_sizes")
+    __slots__ = (
+        "count",
+        "durations",
+        "line",
+        "port",
+        "received",
+        "received_sizes",
+        "route",
+        "seconds",
+        "sent",
+        "sent_sizes",
+        "upstream",
+    )
 
-    def __init__(self, route: Route | None) -> None:
+    def __init__(self, route: Route | None, upstream: str, port: int) -> None:
         self.route = route
+        self.upstream, self.port = upstream, port
+        """The endpoint that answered, `""` if none did; the port of the service, or of the workload."""
+        self.line = ""
+        """What is the same in the log for all of them (`log_line`)."""
         self.count = 0
         self.seconds = 0.0
         self.received = self.sent = 0
@@ -56,8 +77,7 @@ class RequestEdge:
     def __init__(self, outbound: bool, source: Party, destination: Party, service: str, security: str) -> None:
         self.outbound, self.source, self.destination = outbound, source, destination
         self.service, self.security = service, security
-        self.outcomes: dict[tuple[int, str, str | None, int], RequestTally] = {}
-        """By status, flags, gRPC status (None: not gRPC), and the id of the route, which the tally keeps alive."""
+        self.outcomes: dict[Outcome, RequestTally] = {}
 
     def reports(self) -> list[RequestReport]:
         """What was counted."""

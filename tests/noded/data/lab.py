@@ -148,6 +148,8 @@ class Lab:
         self.request_auths: tuple[RequestAuth, ...] = ()
         self.routes: tuple[Route, ...] = ()
         self.traffic: tuple[TrafficPolicy, ...] = ()
+        self.settings: dict[str, Any] = {}
+        """Of `Configure`, for workers yet to be started."""
         self.revision = 0
         self.switch = f"{self.prefix}-sw"
         ip("netns", "add", self.switch)
@@ -193,7 +195,7 @@ class Lab:
         theirs.close()
         pod.link = Link(ours, receives=ToControl, sends=ToWorker)
         tables = [source_ports.create(1), buckets.create()]
-        await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug"), tables)
+        await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug", **self.settings), tables)
         for table in tables:
             os.close(table)
         await self.expect(pod, messages.Ready)

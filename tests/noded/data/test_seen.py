@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import trio
 
 from mesh.model import Action, Operation, Policy, Rule
 from mesh.request_counts import RequestReport
-from mesh.traffic import Backend, Parent, Route, RouteRule
+from mesh.traffic import Backend, Parent, PathEdit, Rewrite, Route, RouteRule
 from noded import link as messages
 from noded.control import request_metrics
 from noded.control.request_telemetry import RequestTelemetry
 from tests.noded.data.lab import Lab, Pod, lab, server
-from tests.noded.data.test_http import GET, Web, asked, service
+from tests.noded.data.test_http import GET, Web, asked, logged, service
 
 pytestmark = pytest.mark.root
 
@@ -98,3 +99,76 @@ async def test_a_grpc_request_is_counted_with_its_status(pair: tuple[Lab, Pod, P
             await asked(client, request)
     (report,) = await counted(made, client, 1)
     assert (report.key.protocol, report.key.code, report.key.grpc) == ("grpc", 200, "7")
+
+
+async def test_a_request_s_line_has_the_keys_of_istio_s_log(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    request = GET.replace(b"\r\n\r\n", b'\r\nUser-Agent: a "b"\r\nX-Request-Id: 7\r\nX-Forwarded-For: 10.1.1.1\r\n\r\n')
+    with server(pod, 8080, Web()):
+        await asked(client, request)
+        await asked(client, GET.replace(b"/a?b=c", b"/denied"))
+    line, denied = await logged(client, 2)
+    expected = {
+        "method": "GET",
+        "authority": "web",
+        "path": "/a?b=c",
+        "protocol": "HTTP/1.1",
+        "response_code": 200,
+        "response_flags": "-",
+        "response_code_details": "via_upstream",
+        "route_name": "default",
+        "upstream_cluster": "outbound|80||web.shop.svc.cluster.local",
+        "upstream_host": f"{pod.address}:8080",
+        "bytes_received": 0,
+        "bytes_sent": 2,
+        "request_id": "7",
+        "user_agent": 'a "b"',
+        "x_forwarded_for": "10.1.1.1",
+        "requested_server_name": None,
+        "downstream_local_address": "10.96.0.1:80",
+        "direction": "outbound",
+        "workload": client.uid,
+        "security": "mutual_tls",
+    }
+    assert {key: line[key] for key in expected} == expected
+    assert line["downstream_remote_address"].startswith(f"{client.address}:")
+    assert line["start_time"] <= line["time"]
+    assert line["duration"] >= line["upstream_service_time"] >= 0
+    assert (denied["response_code"], denied["user_agent"]) == (403, None)
+    _, there = await logged(pod, 2)
+    assert (there["response_flags"], there["response_code_details"]) == ("RBAC", "rbac_access_denied")
+    assert (there["policy"], there["upstream_host"], there["upstream_service_time"]) == ("shop/p", None, None)
+    assert there["peer_identity"] == client.identity
+
+
+async def test_the_path_before_a_rewrite_is_logged(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    rule = RouteRule(backends=(Backend("shop/web", 80),), rewrite=Rewrite(path_edit=PathEdit.FULL, path="/new"))
+    made.routes = (Route("HTTPRoute", "r", "shop", (Parent("shop/web", 80),), (rule,)),)
+    await made.publish()
+    web = Web()
+    with server(pod, 8080, web):
+        await asked(client, GET)
+    (line,) = await logged(client)
+    assert web.heads[0].startswith(b"GET /new")
+    assert (line["path"], line["route_name"]) == ("/a?b=c", "HTTPRoute/shop/r")
+
+
+async def test_the_log_can_be_envoy_s_text(tmp_path: Path) -> None:
+    async with lab(tmp_path) as made:
+        made.settings = {"access_log_format": "text"}
+        client, pod = made.pod("client"), made.pod("web")
+        await made.enrol(client)
+        made.services = (service(pod),)
+        await made.publish()
+        with server(pod, 8080, Web()):
+            await asked(client, GET.replace(b"\r\n\r\n", b'\r\nUser-Agent: a "b"\r\n\r\n'))
+        assert client.log is not None
+        with trio.fail_after(20):
+            while not (found := [line for line in client.log.read_text().splitlines() if " HTTP/1.1" in line]):
+                await trio.sleep(0.05)
+        pattern = (
+            r'\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\] "GET /a\?b=c HTTP/1\.1" 200 - 0 2 \d+ \d+ "-" "a \\"b\\"" "-" '
+            rf'"web" "{pod.address}:8080"'
+        )
+        assert re.fullmatch(pattern, found[0])

@@ -1,0 +1,150 @@
+"""A request's line of the access log, in Envoy's default text format or as Istio's JSON.
+
+https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage#default-format-string and
+https://istio.io/latest/docs/tasks/observability/logs/access-log/#default-access-log-format. Most of a line is the same
+for all requests of a connection, or for all of an edge with one outcome: that is kept with those.
+"""
+
+from __future__ import annotations
+
+import time
+from json.encoder import encode_basestring_ascii as quoted
+from typing import TYPE_CHECKING
+
+from mesh.hbone import format_address
+from mesh.http1 import BadMessage
+from noded.data.tracker import Tracker
+
+if TYPE_CHECKING:
+    from mesh.message import Request
+    from noded.data.http.exchange import Exchange
+    from noded.data.http.session import Session
+    from noded.data.http.tally import RequestEdge, RequestTally
+
+_DETAILS = {
+    "DC": "downstream_remote_disconnect",
+    "DPE": "http1.codec_error",
+    "FI": "fault_filter_abort",
+    "NC": "cluster_not_found",
+    "NR": "route_not_found",
+    "RBAC": "rbac_access_denied",
+    "RL": "request_rate_limited",
+    "SI": "stream_idle_timeout",
+    "UF": "upstream_reset_before_response_started{connection_failure}",
+    "UH": "no_healthy_upstream",
+    "UO": "upstream_reset_before_response_started{overflow}",
+    "UPE": "upstream_reset_before_response_started{protocol_error}",
+    "UR": "upstream_reset_before_response_started{remote_reset}",
+    "UT": "response_timeout",
+}
+"""Envoy's `response_code_details` for what the proxy answered itself, by the first of the flags."""
+_SERVED = ("-", "DI", "URX")
+"""Flags with which a backend's answer is passed on."""
+
+
+def details(flags: str, own: bool) -> str:
+    """`response_code_details`; `own`: the answer, if any, is the proxy's."""
+    if flags in _SERVED:
+        return "direct_response" if own else "via_upstream"
+    return _DETAILS.get(flags.partition(",")[0], "upstream_reset_before_response_started{connection_termination}")
+
+
+def json_line(
+    tracker: Tracker, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally, seconds: float
+) -> str:
+    """Istio's keys where there are such, then ours."""
+    request, flow = exchange.request, session.flow
+    headers = dict(request.headers)
+    now = time.time()
+    served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
+    waited = int((exchange.answered_at - exchange.started) * 1000) if served else "null"
+    dry_run = f',"dry_run":[{",".join(map(quoted, flow.dry_run))}]' if flow.dry_run else ""
+    return (
+        f'{{"time":"{tracker.stamp(now)}","type":"request","start_time":"{tracker.stamp(now - seconds)}"'
+        f',"method":{_text(request.method)},"authority":{_text(request.authority)}'
+        f',"path":{_text(exchange.asked or request.path)}'
+        f"{tally.line or _of_outcome(edge, exchange, tally)}"
+        f',"bytes_received":{exchange.received},"bytes_sent":{exchange.sent},"duration":{int(seconds * 1000)}'
+        f',"upstream_service_time":{waited},"request_id":{_header(headers.get(b"x-request-id"))}'
+        f',"user_agent":{_header(headers.get(b"user-agent"))}'
+        f',"x_forwarded_for":{_header(headers.get(b"x-forwarded-for"))}'
+        f"{session.line or _of_session(session)}"
+        f',"policy":{quoted(flow.policy)},"reason":{quoted(exchange.reason)}{dry_run}}}'
+    )
+
+
+def _text(value: bytes) -> str:
+    return quoted(value.decode("latin-1"))
+
+
+def _header(value: bytes | None) -> str:
+    return "null" if value is None else quoted(value.decode("latin-1"))
+
+
+def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> str:
+    """What is the same for all requests that a tally counts."""
+    status = exchange.response.status if exchange.response is not None else 0
+    route = tally.route.key if tally.route is not None else "default"
+    cluster = f"outbound|{tally.port}||{edge.service}" if edge.outbound else f"inbound|{tally.port}||"
+    tally.line = (
+        f',"response_code":{status},"response_flags":"{exchange.flags}"'
+        f',"response_code_details":{quoted(details(exchange.flags, not tally.upstream))}'
+        f',"route_name":{quoted(route)},"upstream_cluster":{quoted(cluster)}'
+        f',"upstream_host":{quoted(tally.upstream) if tally.upstream else "null"}'
+        f',"service":{quoted(edge.service)},"security":"{edge.security}"'
+    )
+    return tally.line
+
+
+def _of_session(session: Session) -> str:
+    """What is the same for all requests of a connection."""
+    flow = session.flow
+    peer = flow.peer_identity.uri if flow.peer_identity is not None else ""
+    session.line = (
+        f',"protocol":"{_protocol(session, None)}"'
+        f',"downstream_remote_address":"{format_address(flow.client, flow.client_port)}"'
+        f',"downstream_local_address":"{format_address(flow.destination, flow.port)}","requested_server_name":null'
+        f',"direction":"{flow.direction}","workload":{quoted(flow.uid)},"peer_identity":{quoted(peer)}'
+    )
+    return session.line
+
+
+def _protocol(session: Session, request: Request | None) -> str:
+    if request is not None and request.http10:
+        return "HTTP/1.0"
+    return "HTTP/2" if session.http2 else "HTTP/1.1"
+
+
+def text_line(
+    tracker: Tracker, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally, seconds: float
+) -> str:
+    """Envoy's default. What is between quotes is escaped as in JSON, where it must be."""
+    request = exchange.request
+    headers = dict(request.headers)
+    status = exchange.response.status if exchange.response is not None else 0
+    served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
+    waited = int((exchange.answered_at - exchange.started) * 1000) if served else "-"
+    asked = f"{request.method.decode('latin-1')} {(exchange.asked or request.path).decode('latin-1')}"
+    return (
+        f"[{tracker.stamp(time.time() - seconds)}] {quoted(f'{asked} {_protocol(session, request)}')}"
+        f" {status} {exchange.flags} {exchange.received} {exchange.sent} {int(seconds * 1000)}"
+        f" {waited} {_dashed(headers.get(b'x-forwarded-for'))}"
+        f" {_dashed(headers.get(b'user-agent'))} {_dashed(headers.get(b'x-request-id'))}"
+        f' {_text(request.authority)} "{tally.upstream or "-"}"'
+    )
+
+
+def _dashed(value: bytes | None) -> str:
+    return '"-"' if value is None else quoted(value.decode("latin-1"))
+
+
+def refused(tracker: Tracker, session: Session, error: BadMessage, *, text: bool) -> str:
+    """For what a client sent and is no request."""
+    protocol = _protocol(session, None)
+    if text:
+        return f'[{tracker.stamp()}] "- - {protocol}" {error.status} DPE 0 0 0 - "-" "-" "-" "-" "-"'
+    return (
+        f'{{"time":"{tracker.stamp()}","type":"request","response_code":{error.status},"response_flags":"DPE"'
+        f',"response_code_details":"{_DETAILS["DPE"]}"{session.line or _of_session(session)}'
+        f',"reason":{quoted(error.reason)}}}'
+    )
