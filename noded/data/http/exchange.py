@@ -14,7 +14,7 @@ from noded.data.http.server import Responder
 
 if TYPE_CHECKING:
     from noded.data.http.client import Call
-    from noded.data.http.proxy import HttpProxy
+    from noded.data.http.session import Session
     from noded.data.timers import Timer
 
 MAX_KEPT = 65_536
@@ -44,14 +44,16 @@ class Exchange:
         "responder",
         "response",
         "sent",
+        "session",
         "started",
         "timer",
         "trailers",
         "waiting",
     )
 
-    def __init__(self, proxy: HttpProxy, responder: Responder, request: Request) -> None:
-        self.proxy, self.responder, self.request = proxy, responder, request
+    def __init__(self, session: Session, responder: Responder, request: Request) -> None:
+        self.session, self.proxy = session, session.proxy
+        self.responder, self.request = responder, request
         self.call: Call | None = None
         self.response: Response | None = None
         self.kept: list[bytes] | None = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mesh.authz import Denial, Peer, Permit
+from mesh.h2.connection import MAX_STREAMS
 from mesh.message import Request
 from mesh.paths import normalise
 from noded.data.http.client import Call, Http1Client
@@ -34,6 +35,7 @@ class InboundSession(Session):
         self._backend: Http1Client | None = None
         self._backends: list[Http2Client] = []
         """Where HTTP/2 is spoken: more than one if the workload takes fewer streams than we."""
+        self.streams = MAX_STREAMS
 
     def exchange(self, responder: Responder, request: Request) -> Exchange:
         """See `server.Begin`."""
@@ -106,11 +108,11 @@ class InboundSession(Session):
 class InboundExchange(Exchange):
     """A request that somebody makes of a local workload."""
 
-    __slots__ = ("claims", "session")
+    __slots__ = ("claims",)
+    session: InboundSession
 
     def __init__(self, session: InboundSession, responder: Responder, request: Request) -> None:
-        super().__init__(session.proxy, responder, request)
-        self.session = session
+        super().__init__(session, responder, request)
         self.claims: Claims | None = None
         """Of its token, if it has one."""
 

@@ -50,7 +50,8 @@ _NOBODY = _Nobody()
 class MirrorExchange(Exchange):
     """Never holds the request up: a body longer than is kept, or faster than the mirror reads, ends the copy."""
 
-    __slots__ = ("_destination", "_session", "host")
+    __slots__ = ("_destination", "host")
+    session: OutboundSession
 
     def __init__(self, session: OutboundSession, destination: Destination, request: Request) -> None:
         copy = Request(
@@ -61,8 +62,8 @@ class MirrorExchange(Exchange):
             request.length,
             scheme=request.scheme,
         )
-        super().__init__(session.proxy, _NOBODY, copy)
-        self._session, self._destination = session, destination
+        super().__init__(session, _NOBODY, copy)
+        self._destination = destination
         self.host: Host | None = None
 
     def begin(self) -> None:
@@ -74,8 +75,8 @@ class MirrorExchange(Exchange):
             return
         self.timer = self.proxy.timers.after(_SECONDS, self._given_up)
         host.started()
-        upstream = self.proxy.upstreams.to(self._session.local, destination.service, host.address, host.port, host.uid)
-        call = upstream.call(self, self._session.http2_to(destination))
+        upstream = self.proxy.upstreams.to(self.session.local, destination.service, host.address, host.port, host.uid)
+        call = upstream.call(self, self.session.http2_to(destination))
         if isinstance(call, str):
             self._given_up()
         else:

@@ -32,6 +32,7 @@ from noded.data.http.server import Responder
 if TYPE_CHECKING:
     from noded.data.http.client import Call
     from noded.data.http.session import OutboundSession
+    from noded.data.http.traffic import Traffic
     from noded.data.timers import Timer
 
 _NONE = Limits()
@@ -50,24 +51,26 @@ class OutboundExchange(Exchange):
         "copies",
         "cors",
         "destination",
+        "entered",
         "host",
         "limits",
         "matched",
-        "session",
         "tried",
         "tried_at",
         "try_timer",
     )
+    session: OutboundSession
 
     def __init__(self, session: OutboundSession, responder: Responder, request: Request) -> None:
-        super().__init__(session.proxy, responder, request)
-        self.session = session
+        super().__init__(session, responder, request)
         self.matched: Matched | None = None
         self.destination: Destination | None = None
         self.host: Host | None = None
         self.tried: tuple[Host, ...] = ()
         self.tried_at = 0.0
         self.try_timer: Timer | None = None
+        self.entered: Traffic | None = None
+        """What counts the try under way; that of the destination may be another by its end."""
         self.attempt = 0
         self.limits = _NONE
         self.backend: Backend | None = None
@@ -206,6 +209,7 @@ class OutboundExchange(Exchange):
             self.tried_at = 0.0
             self.reply(503, "UO", "the circuit breaker is open: too many requests are under way")
             return
+        self.entered = traffic
         host.started()
         upstream = self.proxy.upstreams.to(self.session.local, destination.service, host.address, host.port, host.uid)
         call = upstream.call(self, self.session.http2_to(destination))
@@ -299,8 +303,8 @@ class OutboundExchange(Exchange):
             now = time.monotonic()
             host.finished(now - self.tried_at, ok, now)
             self.tried_at = 0.0
-            if self.destination is not None and self.destination.traffic is not None:
-                self.destination.traffic.leave(host, ok, now)
+            if self.entered is not None:
+                self.entered.leave(host, ok, now)
 
     def finish(self) -> None:
         """See `Exchange`."""

@@ -25,6 +25,9 @@ _WRITE = 65_536
 class Reader(Protocol):
     """Who reads a transport."""
 
+    transport: Transport
+    """Writes go there; one that could not be opened may put another in its place."""
+
     def on_bytes(self, data: bytes) -> None:
         """Bytes arrived. May come once more after `hold`."""
 
@@ -47,6 +50,10 @@ class Transport(Protocol):
     closed: bool
     established: bool
     """Whether there was a connection."""
+
+    @property
+    def retiring(self) -> bool:
+        """Whether what carries it is to end when its connections have: it should not be used again."""
 
     @property
     def full(self) -> bool:
@@ -122,6 +129,8 @@ class SocketTransport:
             self._engine.add(self._fd, self.on_socket, 0 if self._held else EPOLLIN)
             if self._out or self._shut or self._closing:
                 self._engine.mark(self)
+
+    retiring = False
 
     @property
     def full(self) -> bool:
@@ -330,6 +339,11 @@ class StreamTransport(Stream):
         self._held = self._eof = self._full = self._shut = self._closing = self.closed = self.established = False
 
     @property
+    def retiring(self) -> bool:
+        """As `Transport` has it."""
+        return self.established and self.tunnel.connection.closing
+
+    @property
     def full(self) -> bool:
         """As `Transport` has it."""
         return self._full
@@ -427,7 +441,8 @@ class StreamTransport(Stream):
             if not self.closed and self.connection.streams.get(self.stream_id) is self:
                 self.connection.delivered(self, len(kept))
                 self._engine.mark(self.tunnel)
-        if self._eof and not self._held and not self._kept and not self.closed:
+        if self._eof and not (self._held or self._kept or self._closing or self.closed):
+            self._eof = False
             self.reader.on_eof()
 
     def on_headers(self, fields: list[tuple[bytes, bytes]], end: bool) -> None:
@@ -439,10 +454,9 @@ class StreamTransport(Stream):
         """As `Stream` has it."""
         if self.closed:
             return
-        self._eof = True
-        if self._closing:
-            return
-        if not self._held and not self._kept:
+        if self._held or self._kept:
+            self._eof = True
+        elif not self._closing:
             self.reader.on_eof()
 
     def on_reset(self, code: int) -> None:

@@ -5,91 +5,44 @@ Like tunnels, they are never shared between local workloads.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mesh import hbone
-from mesh.h2.frames import ErrorCode
-from mesh.h2.headers import Fields
+from mesh.h2.connection import MAX_STREAMS
 from mesh.identity import Identity
 from mesh.model import Service
 from mesh.resolve import Kind, to_endpoint
 from noded.data.dial import Dialler
 from noded.data.http.client import Call, Http1Client
 from noded.data.http.client2 import Http2Client
-from noded.data.http.transport import Reader, SocketTransport, StreamTransport, Transport
+from noded.data.http.transport import SocketTransport, Transport
+from noded.data.http.tunnel_transport import Route, TunnelTransport
 from noded.data.node import LocalWorkload, Node
 
 if TYPE_CHECKING:
     from noded.data.http.exchange import Exchange
     from noded.data.pool import Pool
-    from noded.data.tunnel import Tunnel
 
 _IDLE_TICKS = 12
 """Ticks of 5 s after which an idle connection is closed."""
 _MAX_IDLE = 1024
 
 
-class TunnelTransport(StreamTransport):
-    """A connection through a tunnel that this node opens; what is written before the peer's 200 waits."""
-
-    __slots__ = ("_local", "_pool", "_port", "_retry", "_source", "address")
-
-    def __init__(self, node: Node, pool: Pool, reader: Reader, local: LocalWorkload, address: str, port: int) -> None:
-        super().__init__(node.engine, reader)
-        self._pool, self._local = pool, local
-        self.address, self._port = address, port
-        self._source = (local.workload.addresses[0], 0)
-        self._retry: Callable[[], None] | None = None
-
-    def open_in(self, tunnel: Tunnel) -> None:
-        """As `pool.Carried` has it."""
-        self.tunnel = tunnel
-        trace = f"00-{random.getrandbits(128):032x}-{random.getrandbits(64):016x}-00"
-        source = hbone.format_address(*self._source)
-        tunnel.connection.open(self, hbone.connect(self.address, self._port, source, trace, self._local.baggage))
-        self._engine.mark(tunnel)
-
-    def on_headers(self, fields: Fields, end: bool) -> None:
-        """The peer's answer."""
-        if self.closed or self.established:
-            super().on_headers(fields, end)
-            return
-        status = hbone.parse_status(fields)
-        if status != 200 or end:
-            self.connection.reset(self, ErrorCode.CANCEL)
-            self._engine.mark(self.tunnel)
-            self.lost("denied by the destination's policy" if status == 401 else f"the peer answered {status}")
-            return
-        self.established = True
-        self._engine.mark(self)
-
-    def on_data(self, data: memoryview) -> int:
-        """Bytes before the answer are a peer's mistake."""
-        if not self.established and not self.closed:
-            self.connection.reset(self, ErrorCode.PROTOCOL_ERROR)
-            self._engine.mark(self.tunnel)
-            self.lost("the peer sent data before its answer")
-            return len(data)
-        return super().on_data(data)
-
-    def fail(self, flags: str, reason: str) -> None:
-        """As `pool.Carried` has it."""
-        self.lost(reason)
-
-    def reset(self) -> None:
-        """As `Transport` has it; also gives up a request for a connection."""
-        if not self.closed and not self.established and hasattr(self, "tunnel"):
-            self.connection.reset(self, ErrorCode.CANCEL)
-            self._engine.mark(self.tunnel)
-        super().reset()
-
-
 class Upstream:
     """From one local workload to one endpoint. The keeper of its connections."""
 
-    __slots__ = ("_proxy", "_via", "address", "all", "idle_ones", "local", "port", "service", "shared", "uid")
+    __slots__ = (
+        "_proxy",
+        "_via",
+        "address",
+        "all",
+        "idle_ones",
+        "local",
+        "port",
+        "service",
+        "shared",
+        "streams",
+        "uid",
+    )
 
     def __init__(self, proxy: Upstreams, local: LocalWorkload, service: Service, address: str, port: int, uid: str):
         self._proxy, self.local, self.service = proxy, local, service
@@ -98,6 +51,7 @@ class Upstream:
         self.all: set[Http1Client] = set()
         self.shared: list[Http2Client] = []
         """HTTP/2: each carries as many requests as its backend takes."""
+        self.streams = MAX_STREAMS
         self._via: tuple[Kind, Identity | None] = (Kind.HOLD, None)
         """How its connections go, and to whom."""
 
@@ -108,7 +62,9 @@ class Upstream:
         idle = self.idle_ones
         while idle:
             connection = idle.pop()
-            if not connection.closed and not connection.transport.closed:
+            if connection.transport.retiring:
+                connection.close()
+            elif not connection.closed and not connection.transport.closed:
                 connection.start(exchange)
                 return connection
         return self._open(exchange)
@@ -117,27 +73,29 @@ class Upstream:
         connection = Http1Client(self)
         connection.start(exchange)
         self.all.add(connection)
-        return self._connect(connection) or connection
+        return self._connect(connection, exchange) or connection
 
     def _stream(self, exchange: Exchange) -> Call | str:
         for connection in self.shared:
-            if connection.room:
+            if connection.room and not connection.transport.retiring:
                 return connection.call(exchange)
         node = self._proxy.node
         connection = Http2Client(node.engine, node.budget, self)
         self.shared.append(connection)
-        return self._connect(connection) or connection.call(exchange)
+        return self._connect(connection, exchange) or connection.call(exchange)
 
-    def _connect(self, connection: Http1Client | Http2Client) -> str:
-        """Begin to; or say why it failed at once."""
+    def _connect(self, connection: Http1Client | Http2Client, exchange: Exchange) -> str:
+        """Begin to, for this exchange; or say why it failed at once."""
         node = self._proxy.node
         self._via = kind, peer = self._way()
         transport: Transport
         if kind is Kind.TUNNEL:
             assert peer is not None
-            stream = TunnelTransport(node, self._proxy.pool, connection, self.local, self.address, self.port)
-            connection.transport = transport = stream
-            self._proxy.pool.carry(self.local, peer, stream)
+            route = Route(
+                self._proxy.pool, self.local, peer, self.address, self.port, exchange.session.flow.client_port
+            )
+            connection.transport = transport = stream = TunnelTransport(node.engine, connection, route)
+            route.pool.carry(self.local, peer, stream)
         else:
             connection.transport = transport = sock = SocketTransport(node.engine, connection)
             if kind is Kind.PLAINTEXT:
@@ -153,13 +111,13 @@ class Upstream:
         return target.kind, node.identity(target.workload) if in_tunnel and target.workload else None
 
     def recheck(self) -> None:
-        """There is a new snapshot: if the way to this endpoint is another now, idle connections are of no more use."""
-        if (self.idle_ones or self.shared) and self._way() != self._via:
+        """There is a new snapshot: if the way to this endpoint is another now, these connections are of no more use."""
+        if (self.all or self.shared) and self._way() != self._via:
             self.close()
 
     def idle(self, connection: Http1Client) -> None:
         """See `client.Keeper`."""
-        if self.local.gone or len(self.idle_ones) >= _MAX_IDLE:
+        if connection.stale or self.local.gone or connection.transport.retiring or len(self.idle_ones) >= _MAX_IDLE:
             connection.close()
         else:
             connection.ticks = 0
@@ -179,15 +137,19 @@ class Upstream:
         """Close what has been idle for long."""
         for shared in list(self.shared):
             shared.tick()
+            if shared.transport.retiring:
+                shared.close()
         for connection in list(self.idle_ones):
             connection.ticks += 1
-            if connection.ticks > _IDLE_TICKS:
+            if connection.ticks > _IDLE_TICKS or connection.transport.retiring:
                 connection.close()
 
     def close(self) -> None:
         """Close those that are idle; the others when their exchange is over."""
         for connection in list(self.idle_ones):
             connection.close()
+        for connection in self.all:
+            connection.stale = True
         for shared in list(self.shared):
             shared.close()
 
@@ -216,7 +178,7 @@ class Upstreams:
                 del self._all[key]
 
     def leave(self, local: LocalWorkload) -> None:
-        """A workload leaves the mesh: close its idle connections."""
+        """A workload leaves the mesh: close its connections, those in use when their exchange is over."""
         for upstream in self._all.values():
             if upstream.local is local:
                 upstream.close()
