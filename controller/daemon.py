@@ -19,6 +19,7 @@ from controller.ca import Authority
 from controller.config import Config
 from controller.http import serve
 from controller.kubernetes.home import ClusterHome
+from controller.limits import SharedLimits
 from controller.link import LinkServer, ServerTls
 from controller.listeners import tcp_listener, unix_listener
 from controller.metrics import Metrics
@@ -72,6 +73,7 @@ class Daemon:
         self.publisher = Publisher(self.home.world, mesh_config, self.home.ranges)
         self.telemetry = Telemetry(self.clock)
         register = self.home.register
+        self.limits = SharedLimits(lambda: self.publisher.world, lambda: len(self.link.statuses))
         parts = Parts(
             register,
             self.publisher,
@@ -80,6 +82,7 @@ class Daemon:
             self.clock,
             SOFTWARE,
             lambda: self.authority.signer,
+            self.limits,
             self.home.assigned,
         )
         self.link = LinkServer(parts, ServerTls(self.authority, config.advertise, self.clock))

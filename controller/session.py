@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import trio
 
 from controller.enrol import Refusal
+from controller.limits import SharedLimits
 from controller.publish import Publisher, Scoped
 from controller.register import Register
 from controller.telemetry import Telemetry
@@ -32,6 +33,7 @@ from mesh.sync import (
     FromController,
     Hello,
     Join,
+    LimitReports,
     Nack,
     Ping,
     Pong,
@@ -93,6 +95,7 @@ class Parts:
     software: str
     signer: Callable[[], str]
     """Which key signs now."""
+    limits: SharedLimits
     assigned: Callable[[str, Assign | None], Awaitable[Assign]] | None = None
     """Waits until what a node is to enrol is something else than it was; None where the nodes decide."""
 
@@ -135,12 +138,16 @@ class Session:
         self._send(Welcome(PROTOCOL, parts.software, refused))
         if hello.epoch:
             self._base = (hello.epoch, hello.revision)
-        async with trio.open_nursery() as self._nursery:
-            nursery = self._nursery
-            for task in (self._write, self._update, self._assign, self._ping):
-                nursery.start_soon(task)
-            await self._read(early)
-            nursery.cancel_scope.cancel()
+        parts.limits.join(self._node, self._send)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                nursery = self._nursery
+                for task in (self._write, self._update, self._assign, self._ping):
+                    nursery.start_soon(task)
+                await self._read(early)
+                nursery.cancel_scope.cancel()
+        finally:
+            parts.limits.part(self._node, self._send)
 
     async def _read(self, messages: Sequence[object]) -> None:
         while True:
@@ -186,6 +193,8 @@ class Session:
                 scope = parts.enroller.scope(node)
                 parts.telemetry.add(node, scope, edges)
                 parts.telemetry.requests.add(node, scope, requests)
+            case LimitReports():
+                parts.limits.report(node, message)
             case Ping():
                 self._send(Pong())
             case Pong():

@@ -15,7 +15,7 @@ from mesh.cidr import Blocks, parse_address
 from mesh.model import MeshConfig, PeerAuth, Policy, RequestAuth, Service, Workload
 from mesh.served import Served
 from mesh.sync import Update
-from mesh.traffic import Route, TrafficPolicy
+from mesh.traffic import RateLimit, Route, TrafficPolicy
 from mesh.traffic_index import TrafficIndex
 
 _RANGE_MEMO = 8192
@@ -131,6 +131,14 @@ class Snapshot:
     def traffic_policy(self, service: str) -> TrafficPolicy | None:
         """The one that holds for a service (by key)."""
         return self._traffic.policy_of(service)
+
+    def shared_limit(self, name: str) -> RateLimit | None:
+        """See `TrafficIndex`."""
+        return self._traffic.shared_limit(name)
+
+    def count_nodes(self) -> int:
+        """How many nodes have workloads in the mesh, at least 1. O(workloads)."""
+        return max(len({workload.node for workload in self.workloads.values() if workload.meshed}), 1)
 
     def protocol_at(self, address: str, port: int) -> str:
         """What an endpoint's target port is declared to speak (`mesh.detect.protocol`); `""` if nobody says."""

@@ -13,6 +13,7 @@ join token allowed.
      | Enrol, Withdraw, Sign  ->  |                     answered by Enrolled, Signed or Refused with the same `request`
      |  <-  Assign                                      on Kubernetes: which pods of the node are to be in the mesh
      | Report  ->  |                                     every few seconds
+     | LimitReports <-> LimitGrants                      while requests are made that a rate limit of the mesh is for
      | Ping <-> Pong                                     every 10 s; silence for 30 s ends the connection
 """
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 
 from mesh.codec import DecodeError, decode, encode
 from mesh.model import EdgeReport, Enrolment, MeshConfig, PeerAuth, Policy, RequestAuth, Service, Workload
+from mesh.ratelimit import share
 from mesh.request_counts import RequestReport
 from mesh.traffic import Route, TrafficPolicy
 
@@ -232,6 +234,25 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitReports:
+    """What is asked of rate limits that hold for the mesh, by limit (see `mesh.ratelimit`); answered by `LimitGrants`.
+
+    All limits' reports that are due go in one message, a few a second while there are requests and none without.
+    """
+
+    reports: dict[str, share.Report]
+    left: tuple[str, ...] = ()
+    """Whoever sends this has nothing to do with these for now, its last report of each included."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitGrants:
+    """Tokens of such limits."""
+
+    grants: dict[str, share.Grant]
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Are you there?"""
 
@@ -241,8 +262,8 @@ class Pong:
     """Yes."""
 
 
-FromNode = Join | Hello | Ack | Nack | Enrol | Withdraw | Sign | Report | Ping | Pong
-FromController = Joined | Welcome | Update | Assign | Enrolled | Signed | Refused | Trust | Ping | Pong
+FromNode = Join | Hello | Ack | Nack | Enrol | Withdraw | Sign | Report | LimitReports | Ping | Pong
+FromController = Joined | Welcome | Update | Assign | Enrolled | Signed | Refused | Trust | LimitGrants | Ping | Pong
 
 
 def frame(message: object, union: object) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from mesh.traffic import Route, TrafficPolicy
+from mesh.traffic import RateLimit, Route, TrafficPolicy
 
 _ByPort = dict[int, tuple[Route, ...]]
 
@@ -38,6 +38,12 @@ class TrafficIndex:
         """The policy that holds for a service."""
         claims = self._claims.get(service)
         return claims[0] if claims else None
+
+    def shared_limit(self, name: str) -> RateLimit | None:
+        """A rate limit that is in force for the whole mesh, by what it is called: `<namespace>/<service>/<limit>`."""
+        service, _, limit = name.rpartition("/")
+        policy = self.policy_of(service)
+        return next((one for one in policy.rate_limits if one.shared and one.name == limit), None) if policy else None
 
     def apply(
         self, routes: tuple[Route, ...], policies: tuple[TrafficPolicy, ...], gone_routes: set[str], gone: set[str]

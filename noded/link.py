@@ -19,7 +19,7 @@ import trio
 from mesh.codec import decode, encode
 from mesh.model import EdgeReport, Workload
 from mesh.request_counts import RequestReport
-from mesh.sync import Update
+from mesh.sync import LimitGrants, LimitReports, Update
 
 _HEADER = struct.Struct(">II")
 _MAX_FDS = 16
@@ -170,8 +170,19 @@ class TokenChecked:
     problem: str
 
 
-ToWorker = TokenChecked | Configure | WorkloadUp | WorkloadDown | Certificate | MeshUpdate | Query | SetLogLevel | Drain
-ToControl = CheckToken | Ready | WorkloadReady | WorkloadGone | Applied | Answer | Counts
+ToWorker = (
+    TokenChecked
+    | Configure
+    | WorkloadUp
+    | WorkloadDown
+    | Certificate
+    | MeshUpdate
+    | Query
+    | SetLogLevel
+    | Drain
+    | LimitGrants
+)
+ToControl = CheckToken | Ready | WorkloadReady | WorkloadGone | Applied | Answer | Counts | LimitReports
 
 
 class Link:

@@ -14,6 +14,7 @@ from mesh.ratelimit.bucket import TokenBucket
 from mesh.ratelimit.share import PERIOD, SILENCE, Grant, Report, Share
 from mesh.traffic import RateLimit
 
+_MOST_RATE = 1e12
 FORGET = 10.0
 """Seconds for which a part of the limit is kept for a consumer that is not heard of: it may be using it."""
 
@@ -108,6 +109,8 @@ class _Consumer:
     heard: float
     rate: float = 0.0
     wanted: int = 0
+    granted: int = 0
+    """Ever, less what it returned: it cannot return more than that."""
     favoured: int = 0
     """When it last got the odd token, counted in odd tokens."""
 
@@ -137,6 +140,11 @@ class Allocator:
         return sum(consumer.rate for consumer in self._consumers.values())
 
     @property
+    def idle(self) -> bool:
+        """Whether nobody is known to use the limit."""
+        return not self._consumers
+
+    @property
     def consumers(self) -> int:
         """How many consumers there are, those included that may be there though they are not heard."""
         return max(len(self._consumers), self._heard_of, 1)
@@ -147,14 +155,17 @@ class Allocator:
             consumer = self._consumers[name] = _Consumer(now)
         wanted = max(report.wanted, 0)
         self.pending += wanted - consumer.wanted
-        consumer.heard, consumer.rate, consumer.wanted = now, max(report.rate, 0.0), wanted
+        consumer.heard, consumer.wanted = now, wanted
+        consumer.rate = min(report.rate, _MOST_RATE) if report.rate > 0 else 0.0  # a hostile one's may be no number
         if now < self._heard_until:  # after a restart, others may be there who have not reported yet
             self._heard_of = max(self._heard_of, report.consumers // self._source.consumers)
-        if report.returned > 0:
-            self._source.put(report.returned)
+        if (returned := min(report.returned, consumer.granted)) > 0:
+            consumer.granted -= returned
+            self._source.put(returned)
         tokens = 0
         if 0 < wanted == self.pending <= self._spare(now):  # nobody else is waiting
             tokens, consumer.wanted, self.pending = wanted, 0, 0
+            consumer.granted += tokens
             self._source.take(tokens, now)
         return Grant(tokens, self._source.consumers * self.consumers, self.pending == 0)
 
@@ -191,6 +202,7 @@ class Allocator:
                 self._odd += 1
                 consumer.favoured = self._odd
             consumer.wanted -= tokens
+            consumer.granted += tokens
             self.pending -= tokens
         self._source.take(sum(dealt.values()), now)
         plenty, consumers = self.pending == 0, self._source.consumers * self.consumers
@@ -247,8 +259,17 @@ class Branch:
         return self._allocator.round(now)
 
     def leave(self, name: str) -> None:
-        """A worker has ended."""
+        """A worker has ended, or has nothing to do with the limit for now."""
         self._allocator.leave(name)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no worker uses the limit: then it can go, after its `farewell`."""
+        return self._allocator.idle
+
+    def farewell(self) -> Report:
+        """See `Share.farewell`."""
+        return self._share.farewell()
 
 
 def max_min(available: int, wanted: Mapping[str, int], order: Iterable[str]) -> dict[str, int]:

@@ -145,6 +145,15 @@ class Share:
                 self.stock += more
         return self.stock
 
+    def put(self) -> None:
+        """Put back a token that was taken just now and not used."""
+        self.stock += 1
+
+    def farewell(self) -> Report:
+        """The last word of a consumer that has nothing to do with the limit for now: it gives back what it has."""
+        returned, self.stock = max(self.stock, 0), 0
+        return Report(0.0, 0, returned, self.consumers if self._told else 0)
+
     def hurry(self, now: float) -> None:
         """More is wanted than there is: the next report is due at once, if that can change anything."""
         if self.worth_waiting and not self._asked and now < self.due:

@@ -52,6 +52,7 @@ class Session:
                 nursery.start_soon(self._handle_all, out)
                 nursery.start_soon(self._ping)
                 nursery.start_soon(self._report)
+                nursery.start_soon(self._ask_for_tokens)
                 nursery.start_soon(self._owner.acknowledge, self)
         finally:
             self._over = True
@@ -98,6 +99,8 @@ class Session:
             for message in self._reader.feed(bytes(data)):
                 if isinstance(message, sync.Ping):
                     await self.send(sync.Pong())
+                elif isinstance(message, sync.LimitGrants):
+                    self._owner.limits.granted(message)  # in no order with updates, which may take seconds
                 elif not isinstance(message, sync.Pong):
                     await into.send(message)
 
@@ -128,6 +131,10 @@ class Session:
         while True:
             await trio.sleep(sync.PING_SECONDS)
             await self.send(sync.Ping())
+
+    async def _ask_for_tokens(self) -> None:
+        while True:
+            await self.send(await self._owner.limits.next())
 
     async def _report(self) -> None:
         while True:

@@ -19,9 +19,10 @@ import msgpack
 import trio
 
 from mesh.snapshot import Snapshot
-from mesh.sync import Update
+from mesh.sync import LimitReports, Update
 from noded import buckets, link, source_ports
 from noded.config import Config
+from noded.control.limits import SharedLimits
 from noded.control.process import COMMAND, Process
 from noded.control.worker import Worker
 
@@ -64,6 +65,7 @@ class Workers:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._config, self._on_counts, self._on_end, self._command = config, on_counts, on_end, command
+        self.limits = SharedLimits(lambda: self._snapshot or Snapshot.empty(), self._tell)
         self.count = config.workers or len(os.sched_getaffinity(0))
         self.log_level = config.log_level
         self.draining = False
@@ -216,6 +218,7 @@ class Workers:
         """Keep all workers running until cancelled; they are killed then."""
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.limits.run)
                 for slot in self._slots:
                     nursery.start_soon(self._keep, slot)
         finally:
@@ -246,6 +249,7 @@ class Workers:
             started = trio.current_time()
             status = await self._run_one(slot)
             self._on_end(slot.index)
+            self.limits.worker_ended(slot.index)
             if self.draining:
                 return
             if trio.current_time() - started > _STABLE:
@@ -303,10 +307,16 @@ class Workers:
     def _heard(self, worker: Worker, message: object) -> None:
         if isinstance(message, link.Counts):
             self._on_counts(worker.index, message)
+        elif isinstance(message, LimitReports):
+            self.limits.heard(worker.index, message)
         elif isinstance(message, link.CheckToken):
             worker.post(self._checked(message))
         else:
             self._notify()
+
+    def _tell(self, index: int, message: object) -> None:
+        if (worker := self._slots[index].worker) is not None:
+            worker.post(message)
 
     def _live(self) -> list[Worker]:
         return [slot.worker for slot in self._slots if slot.worker is not None]

@@ -62,6 +62,7 @@ class Syncer:
         self._config, self._software, self._store = config, software, store
         self._joining = Joining(config, store)
         self._state, self._workers, self.telemetry = state, workers, telemetry
+        self.limits = workers.limits
         self.status = Status()
         self._session: Session | None = None
 

@@ -17,6 +17,7 @@ import msgpack
 import trio
 
 from mesh.snapshot import SnapshotError
+from mesh.sync import LimitGrants
 from noded import link as messages
 from noded import logs
 from noded.buckets import Buckets
@@ -70,6 +71,7 @@ class Worker:
         for task in (self.engine.run, self.timers.run, self.dialler.sweep, self._report, self._tick, self._write_log):
             self._nursery.start_soon(task)
         self._nursery.start_soon(self.http.tokens.run, self._link.send)
+        self._nursery.start_soon(self.http.destinations.shared_limits.run, self._link.send)
         await self._link.send(messages.Ready(os.getpid()))
         while (received := await self._link.receive()) is not None:
             message, fds = received
@@ -91,6 +93,8 @@ class Worker:
                 await self._update(message)
             case messages.TokenChecked():
                 self.http.tokens.answered(message)
+            case LimitGrants():
+                self.http.destinations.shared_limits.granted(message)
             case messages.Query():
                 await self._link.send(messages.Answer(message.request, msgpack.packb(self._rows(message.what))))
             case messages.SetLogLevel():

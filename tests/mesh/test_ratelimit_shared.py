@@ -186,15 +186,15 @@ def test_who_leaves_is_waited_for_no_more() -> None:
     assert branch.report_up(0.0).wanted == 2
 
 
-def test_what_is_returned_can_be_given_to_another_and_is_never_more_than_the_burst() -> None:
+def test_what_is_returned_can_be_given_to_another_and_is_never_more_than_was_granted() -> None:
     root = Allocator(Bucket(TEN, 0.0), 0.0)
     assert root.report("a", Report(0.0, 10), 0.0) == Grant(10, 1)
     assert root.report("b", Report(0.0, 4), 0.0) == Grant(0, 2, plenty=False)
     assert root.report("a", Report(0.0, 0, returned=6), 0.0) == Grant(0, 2, plenty=False)
     assert root.round(0.0) == {"b": Grant(4, 2)}
     root.report("a", Report(0.0, 0, returned=1_000), 0.0)
-    assert root.report("b", Report(0.0, 11), 0.0).tokens == 0
-    assert root.report("b", Report(0.0, 10), 0.0).tokens == 10
+    assert root.report("b", Report(0.0, 7), 0.0).tokens == 0
+    assert root.report("b", Report(0.0, 6), 0.0).tokens == 6
 
 
 @given(

@@ -14,8 +14,10 @@ from mesh.route import Router, limits
 from mesh.snapshot import Snapshot
 from mesh.traffic import LoadBalancing, RetryBudget, Route, TrafficPolicy
 from noded.data.http.limiters import Limiters
+from noded.data.http.shared import SharedLimits
 from noded.data.http.traffic import Traffic
 from noded.data.node import Node
+from noded.data.timers import Timers
 
 _BALANCING, _BUDGET = LoadBalancing(), RetryBudget()
 
@@ -76,11 +78,12 @@ class Destination:
 class Destinations:
     """All of this worker, made as they are asked for."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, timers: Timers) -> None:
         self._node = node
         self._all: dict[tuple[str, int], Destination] = {}
         self._revision: Snapshot | None = None
-        self.limiters = Limiters(node.buckets)
+        self.shared_limits = SharedLimits(node, timers)
+        self.limiters = Limiters(node.buckets, self.shared_limits)
 
     def at(self, service: str, port: int) -> Destination | None:
         """That of a service (`<namespace>/<name>`) and its port; None if the mesh has none."""

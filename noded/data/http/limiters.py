@@ -6,7 +6,7 @@ They outlive a service's `Traffic`: a bucket is refilled by time alone, not by a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from mesh.message import Headers, Request
@@ -14,6 +14,7 @@ from mesh.route import compile_match
 from mesh.snapshot import Snapshot
 from mesh.traffic import RateLimit, TrafficPolicy
 from noded.buckets import Buckets
+from noded.data.http.shared import SharedLimits, SharedTokens
 
 
 class Tokens(Protocol):
@@ -25,6 +26,14 @@ class Tokens(Protocol):
 
     def put(self, request: Request, now: float) -> None:
         """Put back the one that it took: another limit refuses it."""
+        ...
+
+    def hold(self, resume: Callable[[bool], None]) -> bool:
+        """Whether the request that found none is to wait: then `resume(taken)` is called, very soon."""
+        ...
+
+    def close(self) -> None:
+        """The limit is no more."""
         ...
 
 
@@ -81,12 +90,19 @@ class NodeTokens:
         """See `Tokens`."""
         self._buckets.put(self._of(request), self._interval, now)
 
+    def hold(self, _resume: Callable[[bool], None]) -> bool:
+        """See `Tokens`."""
+        return False
+
+    def close(self) -> None:
+        """See `Tokens`."""
+
 
 class Limiters:
     """All of this worker, by name (`<ns>/<service>/<limit>`)."""
 
-    def __init__(self, buckets: Buckets) -> None:
-        self._buckets = buckets
+    def __init__(self, buckets: Buckets, shared: SharedLimits) -> None:
+        self._buckets, self._shared = buckets, shared
         self._all: dict[str, Limiter] = {}
 
     def of(self, policy: TrafficPolicy) -> tuple[Limiter, ...]:
@@ -96,7 +112,10 @@ class Limiters:
     def _one(self, name: str, limit: RateLimit) -> Limiter:
         found = self._all.get(name)
         if found is None or found.limit != limit:
-            found = self._all[name] = Limiter(name, limit, NodeTokens(name, limit, self._buckets))
+            if found is not None:
+                found.tokens.close()
+            shared = SharedTokens(self._shared, name, limit) if limit.shared else None
+            found = self._all[name] = Limiter(name, limit, shared or NodeTokens(name, limit, self._buckets))
         return found
 
     def forget(self, snapshot: Snapshot, services: Collection[str]) -> None:
@@ -108,4 +127,4 @@ class Limiters:
             for limit in policy.rate_limits
         }
         for name in self._all.keys() - wanted:
-            del self._all[name]
+            self._all.pop(name).tokens.close()

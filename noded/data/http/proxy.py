@@ -34,7 +34,7 @@ class HttpProxy:
     def __init__(self, node: Node, pool: Pool, dialler: Dialler, timers: Timers) -> None:
         self.node, self.dialler, self.timers = node, dialler, timers
         self.upstreams = Upstreams(node, pool, dialler)
-        self.destinations = Destinations(node)
+        self.destinations = Destinations(node, timers)
         self.seen = Seen(node)
         self.tokens = Tokens(node.engine, timers)
         self.sessions: set[Session] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mesh.balance import Host, Hosts
@@ -37,25 +38,44 @@ class Traffic:
         """Whether the request may go on at once; else it is answered, or goes on later."""
         if self._limiters and not self._within_limits(exchange):
             return False
-        return self._fault is None or self._spares(exchange, self._fault)
+        return self._spares(exchange)
 
-    def _within_limits(self, exchange: OutboundExchange) -> bool:
-        """Of all limits, or it takes no token of any."""
+    def _within_limits(self, exchange: OutboundExchange, first: int = 0, taken: tuple[Limiter, ...] = ()) -> bool:
+        """Of all limits from the `first` on, or it takes no token of any; False, too, if it has to wait."""
         request, now = exchange.request, time.monotonic()
-        taken: list[Limiter] = []
-        for limiter in self._limiters:
+        for index in range(first, len(self._limiters)):
+            limiter = self._limiters[index]
             if not limiter.concerns(request):
                 continue
             if wait := limiter.tokens.take(request, now):
-                for other in taken:
-                    other.tokens.put(request, now)
-                exchange.proxy.node.tracker.count("rate_limited")
-                exchange.reply(429, "RL", f"over rate limit {limiter.name}", limiter.headers(wait), "rate limited")
+                if not limiter.tokens.hold(partial(self._resume, exchange, index, taken, wait)):
+                    self._refuse(exchange, limiter, taken, wait)
                 return False
-            taken.append(limiter)
+            taken += (limiter,)
         return True
 
-    def _spares(self, exchange: OutboundExchange, fault: FaultInjector) -> bool:
+    def _resume(
+        self, exchange: OutboundExchange, index: int, taken: tuple[Limiter, ...], wait: float, ok: bool
+    ) -> None:
+        """A request that was held by a limit has got its token, or not."""
+        limiter = self._limiters[index]
+        if not ok:
+            self._refuse(exchange, limiter, taken, wait)
+        elif exchange.done:
+            limiter.tokens.put(exchange.request, time.monotonic())
+        elif self._within_limits(exchange, index + 1, (*taken, limiter)) and self._spares(exchange):
+            exchange.go()
+
+    def _refuse(self, exchange: OutboundExchange, limiter: Limiter, taken: tuple[Limiter, ...], wait: float) -> None:
+        for other in taken:
+            other.tokens.put(exchange.request, time.monotonic())
+        exchange.proxy.node.tracker.count("rate_limited")
+        exchange.reply(429, "RL", f"over rate limit {limiter.name}", limiter.headers(wait), "rate limited")
+
+    def _spares(self, exchange: OutboundExchange) -> bool:
+        """Whether no fault is injected."""
+        if (fault := self._fault) is None:
+            return True
         injection = fault.choose(exchange.request, random.random(), random.random())
         if injection is None:
             return True
