@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 Headers = list[tuple[bytes, bytes]]
 
+CREDENTIALS = frozenset((b"authorization", b"cookie", b"proxy-authorization", b"set-cookie", b"x-api-key"))
+"""Headers whose values are nobody's to show."""
+
 
 @dataclass(slots=True)
 class Request:

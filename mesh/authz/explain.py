@@ -25,12 +25,11 @@ from mesh.authz.matching import (
     request_fact,
 )
 from mesh.authz.requests import principal_of
-from mesh.message import Request
+from mesh.message import CREDENTIALS, Request
 from mesh.model import Action, Condition, Operation, Policy, Rule, Source
 
 _SHOWN = 200
 """Characters of a fact."""
-_SECRET = ("authorization", "cookie", "proxy-authorization", "x-api-key")
 _ON_TCP = "needs a request, which a TCP connection does not have"
 
 
@@ -288,7 +287,7 @@ def _manifest_name(field: str) -> str:
 def _shown(name: str, value: Any) -> str:
     if value is None or value == "":
         return ""
-    if name.startswith("request.headers[") and name[len("request.headers[") : -1].lower() in _SECRET:
+    if name.startswith("request.headers[") and name[len("request.headers[") : -1].lower().encode() in CREDENTIALS:
         return "(hidden)"
     if isinstance(value, tuple):
         version, number = value

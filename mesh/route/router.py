@@ -43,7 +43,7 @@ class Router:
     def __init__(self, routes: Iterable[Route], policy: TrafficPolicy | None = None) -> None:
         """Of routes that all hold, of one kind; see `of`."""
         ranked = [
-            ((*_rank(route, match), of_rule, of_match), Matched(route, rule, match, limited))
+            ((*rank(route, match), of_rule, of_match), Matched(route, rule, match, limited))
             for route in routes
             for of_rule, rule in enumerate(route.rules)
             for limited in (limits(rule, policy),)
@@ -147,7 +147,7 @@ def _with_path(matches: Callable[[bytes], bool], test: Test | None) -> Test:
     return lambda view: matches(view.path) and (test is None or test(view))
 
 
-def _rank(route: Route, match: RouteMatch) -> tuple[int | str, ...]:
+def rank(route: Route, match: RouteMatch) -> tuple[int | str, ...]:
     """Smaller is better. Lengths tell prefixes of one request apart, which are all of one dictionary's chain."""
     return (
         -len(match.path.rstrip("/") if match.compare is Compare.PREFIX else match.path),
