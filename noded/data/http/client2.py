@@ -26,6 +26,9 @@ gRPC's servers take more than one PING in 5 minutes for abuse."""
 class Keeper(Protocol):
     """Who a backend's connection belongs to."""
 
+    streams: int
+    """How many requests at a time the backend takes on a connection, as far as is known."""
+
     def gone2(self, connection: Http2Client) -> None:
         """It is closed."""
 
@@ -43,6 +46,11 @@ class Http2Client(Http2):
         self.reason = ""
         """Why it is closed, if it broke."""
         self._idle = self._silent = 0
+        self.connection.peer_max_streams = keeper.streams
+
+    def on_ready(self) -> None:
+        """See `mesh.h2.connection.Owner`. Some backends take one stream too many for the end of all."""
+        self._keeper.streams = self.connection.peer_max_streams
 
     @property
     def room(self) -> bool:

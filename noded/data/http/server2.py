@@ -207,23 +207,20 @@ class ServerStream(MessageStream):
 
     def on_reset(self, code: int) -> None:
         """See `Stream`."""
-        self._gone(f"the client reset the stream ({code})", "DC")
+        self._over(f"the client reset the stream ({code})", "DC", ErrorCode.CANCEL)
 
     def malformed(self, error: BadMessage) -> None:
         """See `MessageStream`."""
         self.wire.refused(error)
-        self._gone(f"bad request: {error.reason}", "DPE")
-        self.drop(ErrorCode.PROTOCOL_ERROR)
+        self._over(f"bad request: {error.reason}", "DPE", ErrorCode.PROTOCOL_ERROR)
 
     def give_up(self) -> None:
         """See `MessageStream`."""
-        self._gone("the client takes no more of the answer", "SI")
-        self.drop(ErrorCode.CANCEL)
+        self._over("the client takes no more of the answer", "SI", ErrorCode.CANCEL)
 
-    def _gone(self, reason: str, flags: str) -> None:
-        exchange, self.exchange = self.exchange, None
-        self._out = self._kept = None
-        self.wire.waiting.discard(self)
+    def _over(self, reason: str, flags: str, code: ErrorCode) -> None:
+        exchange = self.exchange
+        self.drop(code)
         if exchange is not None:
             exchange.on_gone(reason, flags)
 

@@ -104,7 +104,7 @@ async def test_requests_of_one_connection_are_answered_together(pair: tuple[Lab,
         out = await run(client, "h2load", "-n", "200", "-c", "1", "-m", "20", "-d", "/etc/services", f"http://{VIP}/x")
         assert "status codes: 200 2xx, 0 3xx, 0 4xx, 0 5xx" in out
     line = (await logged(client, 2200))[0]
-    assert (line["response_code"], line["response_flags"]) == (200, "-")
+    assert (line["protocol"], line["response_code"], line["response_flags"]) == ("HTTP/2", 200, "-")
 
 
 async def test_a_head_request_keeps_its_length_and_has_no_body(pair: tuple[Lab, Pod, Pod], tmp_path: Path) -> None:
