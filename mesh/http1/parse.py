@@ -68,7 +68,7 @@ class _State(enum.Enum):
 class _Parser:
     """What both have in common: where heads end, and bodies."""
 
-    __slots__ = ("_checked", "_chunks", "_left", "_limits", "_partial", "_state")
+    __slots__ = ("_checked", "_chunks", "_from", "_left", "_limits", "_partial", "_state")
     _sink: RequestSink | ResponseSink
 
     def __init__(self, limits: Limits) -> None:
@@ -76,6 +76,8 @@ class _Parser:
         self._state = _State.HEAD
         self._partial = b""
         """Of a head, or what is held."""
+        self._from = 0
+        """Where in `_partial` what is held begins."""
         self._checked = 0
         self._left = 0
         self._chunks: Chunks | None = None
@@ -89,15 +91,18 @@ class _Parser:
         """Read on; raises `BadMessage`."""
         if type(data) is not bytes:
             data = bytes(data)
+        self._read(data, 0)
+
+    def _read(self, data: bytes, at: int) -> None:
         try:
-            self._feed(data)
+            self._feed(data, at)
         except BadMessage:
             self._state = _State.FAILED
             self._partial = b""
             raise
 
-    def _feed(self, data: bytes) -> None:
-        at, size = 0, len(data)
+    def _feed(self, data: bytes, at: int) -> None:
+        size = len(data)
         while at < size:
             state = self._state
             if state is _State.HEAD:
@@ -135,14 +140,18 @@ class _Parser:
                 self._sink.on_rest(data[at:])
                 return
             elif state is _State.HELD:
-                self._partial += data[at:]
-                if len(self._partial) > self._limits.held:
-                    raise BadMessage(400, "too much sent before the upgrade was answered")
+                self._hold(data, at)
                 return
             elif state is _State.IGNORED:
                 return
             else:
                 raise BadMessage(400, "this connection has failed")
+
+    def _hold(self, data: bytes, at: int) -> None:
+        """Keep what is not to be read yet."""
+        self._partial += data[at:]
+        if len(self._partial) > self._limits.held:
+            raise BadMessage(400, "too much sent before the upgrade was answered")
 
     def _finish(self, piece: bytes, trailers: Headers) -> None:
         """The message ends with this piece of its body."""
@@ -157,10 +166,11 @@ class _Parser:
     def _release(self, state: _State) -> None:
         if self._state is not _State.HELD:
             return
-        held, self._partial = self._partial, b""
+        held, at = self._partial, self._from
+        self._partial, self._from = b"", 0
         self._state = state
         if held:
-            self.feed(held)
+            self._read(held, at)
 
     def _incomplete(self) -> None:
         """Refuse at once what cannot become a head: a peer that waits for an answer may never send more."""
@@ -176,10 +186,14 @@ class _Parser:
 class RequestParser(_Parser):
     """Reads what one client sends."""
 
-    __slots__ = ("_again", "_heads", "_sink")
+    __slots__ = ("_again", "_heads", "_next", "_sink")
 
-    def __init__(self, sink: RequestSink, limits: Limits = _LIMITS) -> None:
+    def __init__(self, sink: RequestSink, limits: Limits = _LIMITS, *, stepwise: bool = False) -> None:
+        """`stepwise`: behind each request it waits for `proceed`. What is fed meanwhile is held, as bytes and without a
+        limit: the owner stops reading while there is any (`waiting`).
+        """
         super().__init__(limits)
+        self._next = _State.HELD if stepwise else _State.HEAD
         self._sink: RequestSink = sink
         self._heads = request_heads(limits)
         self._again = _State.HEAD
@@ -187,12 +201,25 @@ class RequestParser(_Parser):
 
     @property
     def held(self) -> bool:
-        """If a request for an upgrade awaits `switch` or `proceed`."""
+        """If a request, one for an upgrade or any if `stepwise`, awaits `switch` or `proceed`."""
         return self._state is _State.HELD
 
+    @property
+    def waiting(self) -> bool:
+        """If bytes are held behind it."""
+        return self._state is _State.HELD and bool(self._partial)
+
     def proceed(self) -> None:
-        """The last request's upgrade was answered otherwise: HTTP/1 goes on. Raises `BadMessage`, as `feed` does."""
+        """The last request was answered, not by an upgrade: HTTP/1 goes on. Raises `BadMessage`, as `feed` does."""
         self._release(_State.HEAD)
+
+    def _hold(self, data: bytes, at: int) -> None:
+        if self._next is _State.HEAD:
+            super()._hold(data, at)
+        elif self._partial:
+            self._partial, self._from = self._partial[self._from :] + data[at:], 0
+        else:
+            self._partial, self._from = data, at  # not copied: there may be many requests in it
 
     def _incomplete(self) -> None:
         partial = self._partial.removeprefix(b"\r\n")
@@ -207,7 +234,7 @@ class RequestParser(_Parser):
         head = head.removeprefix(b"\r\n")  # RFC 9112 section 2.2
         method, authority, path, headers, length, upgrade, expects, keep_alive, http10 = self._heads.read(head)
         request = Request(method, authority, path, headers.copy(), length, upgrade, expects, b"http", http10)
-        again = _State.HEAD if keep_alive else _State.IGNORED
+        again = self._next if keep_alive else _State.IGNORED
         if not length:
             self._state = _State.HELD if upgrade else again
             self._sink.on_request(request, keep_alive)

@@ -138,6 +138,7 @@ class Worker:
             local.gone = True
             for listener in self._listeners.pop(uid):
                 listener.close()
+            self.http.leave(local)
         return local
 
     async def _farewell(self, message: messages.WorkloadDown, local: LocalWorkload | None) -> None:
@@ -187,6 +188,7 @@ class Worker:
         self._listeners = {uid: [] for uid in self._listeners}
         for tunnel in self._tunnels():
             tunnel.retire("draining")
+        self.http.drain()
         await self._wait_for_end(None, seconds)
         for flow in self.node.tracker.live():
             if flow.carrier is not None:

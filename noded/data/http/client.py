@@ -20,7 +20,7 @@ class Call(Protocol):
 
     @property
     def established(self) -> bool:
-        """Whether there was a connection."""
+        """Whether there was a connection that may have taken some of the request to the backend."""
 
     @property
     def full(self) -> bool:
@@ -66,10 +66,12 @@ class Http1Client:
         "_parser",
         "_raw",
         "_sent_all",
+        "_sent_before",
         "_trailers",
         "carried",
         "closed",
         "reason",
+        "stale",
         "ticks",
         "transport",
     )
@@ -87,7 +89,9 @@ class Http1Client:
         """Why it is closed, if it broke."""
         self.carried = 0
         """Requests so far."""
-        self.ticks = 0
+        self.stale = False
+        """It is of no more use once its exchange is over. For the keeper."""
+        self.ticks = self._sent_before = 0
 
     # -- as the exchange's call ---------------------------------------------------------------------------------------
 
@@ -97,11 +101,13 @@ class Http1Client:
         self._sent_all = False
         self.carried += 1
         self.ticks = 0
+        if self.carried > 1:
+            self._sent_before = self.transport.sent
 
     @property
     def established(self) -> bool:
         """See `Call`."""
-        return self.transport.established
+        return self.transport.sent > self._sent_before
 
     @property
     def full(self) -> bool:
@@ -148,7 +154,7 @@ class Http1Client:
 
     def on_bytes(self, data: bytes) -> None:
         """See `transport.Reader`."""
-        if self._exchange is None:
+        if self._exchange is None or self.transport.sent == self._sent_before:
             self._drop("the backend sent bytes that nobody asked for")
             return
         try:
@@ -232,7 +238,9 @@ class Http1Client:
         trailers, self._trailers = self._trailers, None
         if not self.closed:
             if self._keep_alive and self._sent_all:
-                self._keeper.idle(self)
+                self.transport.release()  # held, if the client was slow to take the last of it
+                if not self.closed:
+                    self._keeper.idle(self)
             else:
                 self.close()
         if exchange is not None:

@@ -30,6 +30,7 @@ class Detection:
     ) -> None:
         self._engine, self._flow, self._sock, self._done = engine, flow, sock, done
         self._over = False
+        self._looked = 0
         flow.carrier = self
         self._timer = timers.after(LOOK_SECONDS, lambda: self._found(OPAQUE)) if bounded else None
         engine.add(sock.fileno(), self.on_socket)
@@ -49,7 +50,10 @@ class Detection:
             self._found(OPAQUE)
         elif found := speaks(first):
             self._found(found)
+        elif len(first) == self._looked:  # and that is all there will be
+            self._found(OPAQUE)
         else:  # wake us when there is more than this
+            self._looked = len(first)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(first) + 1)
 
     def _found(self, what: str) -> None:

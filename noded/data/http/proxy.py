@@ -88,6 +88,18 @@ class HttpProxy:
         wanted = local.authorizer.reads_requests or local.token_rules is not None
         return wanted and self.node.snapshot.protocol_at(address, port) != "tcp"
 
+    def leave(self, local: LocalWorkload) -> None:
+        """A workload leaves the mesh: end its connections when the requests under way are answered."""
+        for session in list(self.sessions):
+            if session.local is local:
+                session.server.drain()
+        self.upstreams.leave(local)
+
+    def drain(self) -> None:
+        """The same for all workloads."""
+        for session in list(self.sessions):
+            session.server.drain()
+
     def tick(self) -> None:
         """Call every 5 s."""
         for session in list(self.sessions):

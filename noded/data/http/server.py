@@ -1,12 +1,11 @@
 """A client's HTTP/1.1 connection: requests out of it, one at a time, and their responses into it.
 
-A client may send requests before it has its answers (pipelining). They wait here, at most one read of them, while the
-transport is held.
+A client may send requests before it has its answers (pipelining). They wait in the parser as the bytes that they are,
+at most one read of them, while the transport is held.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 
 _HEAD_TICKS, _BODY_TICKS, _IDLE_TICKS = 12, 60, 720
 """Ticks of 5 s without a byte: while a request's head is incomplete, while an exchange is under way, between two."""
-_LINGER_TICKS = 1
+_LINGER_TICKS = 3
+"""Those in which a client may still send what nobody reads, after the last answer."""
 
 
 class Responder(Protocol):
@@ -73,11 +73,9 @@ class Http1Server:
         "_on_end",
         "_parser",
         "_peer_ended",
-        "_queue",
         "_raw",
         "_receiving",
         "_refuse",
-        "_upgrading",
         "authority",
         "ticks",
         "transport",
@@ -90,12 +88,11 @@ class Http1Server:
         """Set by whoever joins the two."""
         self.authority = b""
         """Of requests that name none: where the client connected to."""
-        self._parser = RequestParser(self)
+        self._parser = RequestParser(self, stepwise=True)
         self._exchange: Exchange | None = None
-        self._queue: deque[Callable[[], None]] = deque()
         self._receiving = self._keep_alive = self._chunked = self._http10 = False
         self._close = self._lingering = self._raw = self._closed = self._busy = False
-        self._upgrading = self._peer_ended = self._head = False
+        self._peer_ended = self._head = False
         self._idle = True
         self.ticks = 0
 
@@ -103,10 +100,10 @@ class Http1Server:
 
     def on_bytes(self, data: bytes) -> None:
         """See `transport.Reader`."""
-        if not self._parser.in_head:  # that one has a time limit from its first byte on
-            self.ticks = 0
         if self._lingering:
             return
+        if not self._parser.in_head:  # that one has a time limit from its first byte on
+            self.ticks = 0
         self._busy = True
         try:
             self._parser.feed(data)
@@ -116,17 +113,16 @@ class Http1Server:
         self._settle()
 
     def _on_bad(self, error: BadMessage) -> None:
-        if self._exchange is None and not self._queue:
+        if (exchange := self._exchange) is not None:
+            self._close = True
+            exchange.reply(error.status, "DPE", f"bad request: {error.reason}", text=error.reason)
+        elif not self._receiving:
             self._bad(error)
-        elif self._receiving and not self._queue and self._exchange is not None:
-            self._exchange.on_gone(f"bad request: {error.reason}", "DPE")
-        else:
-            self._queue.append(lambda: self._bad(error))
-            self.transport.hold()
+        # else it was answered before all of it was there, and that was the last answer
 
     def on_eof(self) -> None:
         """See `transport.Reader`. A client that has sent its requests may shut its side and wait for the answers."""
-        self._close = self._peer_ended = True
+        self._peer_ended = True
         if self._lingering:
             self._over("-", "")
         elif self._raw and self._exchange is not None:
@@ -141,7 +137,6 @@ class Http1Server:
             return
         self._closed = True
         exchange, self._exchange = self._exchange, None
-        self._queue.clear()
         if exchange is not None:
             exchange.on_gone(reason, "DC")
             self._on_end("DC", reason)
@@ -157,33 +152,7 @@ class Http1Server:
 
     def on_request(self, request: Request, keep_alive: bool) -> None:
         """See `mesh.http1.RequestSink`."""
-        if self._exchange is None and not self._queue:
-            self._start(request, keep_alive)
-        else:
-            self._queue.append(lambda: self._start(request, keep_alive))
-            self.transport.hold()
-
-    def on_body(self, data: bytes) -> None:
-        """See `mesh.http1.RequestSink`."""
-        if self._queue:
-            self._queue.append(lambda: self._on_body(data))
-        else:
-            self._on_body(data)
-
-    def on_end(self, trailers: Headers) -> None:
-        """See `mesh.http1.RequestSink`."""
-        if self._queue:
-            self._queue.append(lambda: self._ended(trailers))
-        else:
-            self._ended(trailers)
-
-    def on_rest(self, data: bytes) -> None:
-        """See `mesh.http1.RequestSink`."""
-        self._on_body(data)
-
-    def _start(self, request: Request, keep_alive: bool) -> None:
         self._keep_alive, self._http10 = keep_alive, request.http10
-        self._upgrading = bool(request.upgrade)
         self._head = request.method == b"HEAD"
         if not request.authority:  # HTTP/1.0 may leave it out
             request.authority = self.authority
@@ -191,14 +160,18 @@ class Http1Server:
         exchange = self._exchange = self._begin(self, request)
         exchange.begin()
 
-    def _on_body(self, data: bytes) -> None:
+    def on_body(self, data: bytes) -> None:
+        """See `mesh.http1.RequestSink`."""
         if self._exchange is not None:
             self._exchange.on_body(data)
 
-    def _ended(self, trailers: Headers) -> None:
+    def on_end(self, trailers: Headers) -> None:
+        """See `mesh.http1.RequestSink`."""
         self._receiving = False
         if self._exchange is not None:
             self._exchange.on_end(trailers)
+
+    on_rest = on_body
 
     def _bad(self, error: BadMessage) -> None:
         self._refuse(error)
@@ -223,21 +196,23 @@ class Http1Server:
     def head(self, response: Response) -> None:
         """See `Responder`."""
         if response.status == 101:
-            self._raw = True
-            self.transport.write(write_response(response, keep_alive=True))
-            self._parser.switch()
+            self._switch(response)
             return
-        if self._upgrading:
-            self._upgrading = False
-            try:
-                self._parser.proceed()
-            except BadMessage as error:
-                self._on_bad(error)
         self._chunked = response.length < 0 and not self._http10
         if response.length < 0 and self._http10:
             self._close = True
-        self._close = self._close or not self._keep_alive
+        if not self._keep_alive or (self._peer_ended and not self._parser.waiting):
+            self._close = True
         self.transport.write(write_response(response, keep_alive=not self._close, http10=self._http10, head=self._head))
+
+    def _switch(self, response: Response) -> None:
+        self._raw = True
+        self.transport.write(write_response(response, keep_alive=True))
+        self._parser.switch()
+        if self._exchange is not None:
+            if self._peer_ended:
+                self._exchange.on_end([])
+            self.transport.release()
 
     def data(self, data: bytes) -> None:
         """See `Responder`."""
@@ -259,7 +234,6 @@ class Http1Server:
         self._exchange = None
         if not self._closed:
             self._closed = True
-            self._queue.clear()
             self.transport.reset()
             self._on_end("-", "")
 
@@ -269,33 +243,39 @@ class Http1Server:
 
     def release(self) -> None:
         """See `Responder`."""
-        if not self._queue:
+        if not self._parser.waiting:
             self.transport.release()
 
     # -- between requests ---------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Where no exchange is under way, go on with what came in the meantime, or end."""
-        queue = self._queue
-        self._busy = True
-        while queue and (self._exchange is None or self._receiving) and not self._lingering and not self._closed:
-            queue.popleft()()
-            if self._exchange is None and self._close and not self._receiving:
-                break
-        self._busy = False
-        if self._exchange is not None or self._closed or self._lingering or self._idle:
+        parser = self._parser
+        while self._exchange is None and not (self._idle or self._closed or self._lingering):
+            if self._receiving or self._close or (self._peer_ended and not parser.waiting):
+                self._linger()  # also if it was answered before all of the request was there
+                return
+            self._idle = self._busy = True
+            try:
+                parser.proceed()
+            except BadMessage as error:
+                self._on_bad(error)
+            self._busy = False
+        if self._closed or self._lingering:
             return
-        if self._receiving or self._close:  # answered before all of the request was there
-            self._linger()
-        elif not queue:
-            self._idle = True
+        if self._exchange is not None:
+            if parser.waiting:
+                self.transport.hold()
+        elif self._peer_ended:
+            self._over("-", "")
+        else:
             self.transport.release()
 
     def _linger(self) -> None:
         """The last answer was given: end, but read on a little, lest a reset overtakes the answer."""
         self._lingering = True
-        self._queue.clear()
         self._receiving = False
+        self.ticks = 0
         if self._peer_ended:
             self._over("-", "")
             return
@@ -326,7 +306,6 @@ class Http1Server:
             return
         self._closed = True
         exchange, self._exchange = self._exchange, None
-        self._queue.clear()
         self.transport.reset()
         if exchange is not None:
             exchange.on_gone(reason, flags)
@@ -339,5 +318,5 @@ class Http1Server:
     def drain(self) -> None:
         """Close after the answer under way, or now."""
         self._close = True
-        if self._exchange is None and not self._lingering:
+        if self._exchange is None and not self._lingering and not self._parser.in_head:
             self._over("-", "")

@@ -91,6 +91,13 @@ class TunnelTransport(StreamTransport):
         """As `pool.Carried` has it."""
         self.lost(reason)
 
+    def close(self) -> None:
+        """As `Transport` has it."""
+        if self.established:
+            super().close()
+        else:
+            self.reset()
+
     def reset(self) -> None:
         """As `Transport` has it; also gives up a request for a connection."""
         if not self.closed and not self.established and hasattr(self, "tunnel"):
