@@ -10,6 +10,7 @@ import trio
 from controller.ca import Authority
 from controller.config import Config
 from controller.enrol import Enroller
+from controller.issuer_keys import IssuerKeys
 from controller.publish import Publisher
 from controller.resources import Resources
 from controller.rotation import Rotation
@@ -51,12 +52,12 @@ class PlainHome:
             connected=connected,
             changed=changed,
         )
-        self._traffic = TrafficTranslator()
+        self._traffic, self.keys = TrafficTranslator(), IssuerKeys(changed)
         self.resources = Resources(self.store, config.service_range, clock=clock, changed=changed)
 
     def world(self) -> World:
         """The world now."""
-        return world(self.resources.all(), self.register.enrolled, self._traffic)
+        return world(self.resources.all(), self.register.enrolled, self._traffic, self.keys)
 
     def ranges(self) -> tuple[str, ...]:
         """The mesh's ranges."""

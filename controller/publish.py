@@ -18,7 +18,7 @@ import trio
 
 from controller.translate import World
 from mesh.authz.selection import applies
-from mesh.model import MeshConfig, PeerAuth, Policy
+from mesh.model import MeshConfig, PeerAuth, Policy, RequestAuth
 from mesh.sync import FromController, Update, frame
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _MAX_TOMBSTONES = 10_000
 _PREFIXES = {"w": "workloads", "s": "services", "r": "routes", "t": "traffic"}
 """What objects' keys in deltas begin with, and where the world has them."""
 
-Scoped = tuple[tuple[Policy, ...], tuple[PeerAuth, ...]]
+Scoped = tuple[tuple[Policy, ...], tuple[PeerAuth, ...], tuple[RequestAuth, ...]]
 """The policies that concern one node."""
 
 
@@ -154,9 +154,10 @@ class Publisher:
                 tuple(world.services.values()),
                 (),
                 True,
-                *scoped,
+                *scoped[:2],
                 tuple(world.routes.values()),
                 tuple(world.traffic.values()),
+                scoped[2],
             )
         delta = self._since(base[1])
         changed = known != scoped
@@ -170,14 +171,15 @@ class Publisher:
             tuple(self.world.services[key] for key in delta.changed["s"]),
             tuple(delta.removed),
             changed,
-            *(scoped if changed else ((), ())),
+            *(scoped[:2] if changed else ((), ())),
             tuple(self.world.routes[key] for key in delta.changed["r"]),
             tuple(self.world.traffic[key] for key in delta.changed["t"]),
+            scoped[2] if changed else (),
         )
 
     def frame(self, update: Update) -> bytes:
         """An update that was made just now, for the wire. It is encoded once for all nodes that are sent the same."""
-        if update.policies or update.peer_auths:
+        if update.policies or update.peer_auths or update.request_auths:
             return frame(update, FromController)
         key = (update.base, update.full, update.has_policies)
         if (made := self._frames.get(key)) is None:
@@ -204,7 +206,7 @@ class Publisher:
             local, root = self._local.get(node, ()), self.config.root_namespace
             near = {root, *(namespace for namespace, _labels in local)}
 
-            def needed(policy: Policy | PeerAuth) -> bool:
+            def needed(policy: Policy | PeerAuth | RequestAuth) -> bool:
                 return policy.namespace in near and any(
                     applies(policy, namespace=namespace, labels=labels, root_namespace=root)
                     for namespace, labels in local
@@ -213,6 +215,7 @@ class Publisher:
             cached = (
                 tuple(filter(needed, self.world.policies)),
                 tuple(filter(needed, self.world.peer_auths)),
+                tuple(filter(needed, self.world.request_auths)),
             )
             self._scoped[node] = cached
         return cached

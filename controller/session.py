@@ -241,7 +241,7 @@ class Session:
             if isinstance(answer, Ack):
                 self._base = (update.epoch, sent)
                 if update.has_policies:
-                    self._known = (update.policies, update.peer_auths)
+                    self._known = (update.policies, update.peer_auths, update.request_auths)
                 config = update.config
                 status.acked, status.last_nack = sent, ""
                 self._covered, self._rejected = covered, (-1, "")

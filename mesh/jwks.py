@@ -56,7 +56,10 @@ def _key(key: Any) -> dict[str, str] | None:
         raise ValueError("the key set holds a shared secret (kty oct): tokens must be signed with a private key")
     if "d" in key:
         raise ValueError("the key set holds a private key: it must hold the public ones only")
-    if kind not in _PARTS or key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
+    operations = key.get("key_ops", ["verify"])
+    if not isinstance(kind, str) or kind not in _PARTS or key.get("use", "sig") != "sig":
+        return None
+    if not isinstance(operations, list) or "verify" not in operations:
         return None
     made: dict[str, str] = {part: key[part] for part in (*_KEPT, *_PARTS[kind]) if part in key}
     if not all(isinstance(value, str) and len(value) <= _MAX_PART for value in made.values()):

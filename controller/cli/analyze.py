@@ -39,6 +39,8 @@ _COLLECTIONS = (
     "/apis/security.istio.io/v1beta1/peerauthentications",
     "/apis/nodemesh.dev/v1alpha1/authorizationpolicies",
     "/apis/nodemesh.dev/v1alpha1/peerauthentications",
+    "/apis/security.istio.io/v1beta1/requestauthentications",
+    "/apis/nodemesh.dev/v1alpha1/requestauthentications",
     "/apis/nodemesh.dev/v1alpha1/trafficpolicies",
     "/apis/gateway.networking.k8s.io/v1beta1/httproutes",
     "/apis/gateway.networking.k8s.io/v1/httproutes",

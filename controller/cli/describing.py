@@ -188,7 +188,7 @@ def _applies(resource: Row, workload: Row) -> bool:
 
 def _policies_on(client: Client, workloads: list[Row]) -> list[Row]:
     found: list[Row] = []
-    for kind in ("authorizationpolicies", "peerauthentications"):
+    for kind in ("authorizationpolicies", "peerauthentications", "requestauthentications"):
         found += [row for row in _items(client, f"/v1/resources/{kind}") if any(_applies(row, w) for w in workloads)]
     return found
 
@@ -205,7 +205,7 @@ def _effect(row: Row) -> Any:
     return dig(row, "spec.mtls.mode") or columns.action(row)
 
 
-_SELECTING = ("AuthorizationPolicy", "PeerAuthentication")
+_SELECTING = ("AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication")
 
 _ENDPOINTS = (
     Column("ADDRESS", "address"),

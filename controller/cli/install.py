@@ -247,7 +247,8 @@ def _give_up(cluster: Cluster, away: set[str]) -> None:
 
 
 def _resources(cluster: Cluster) -> Any:
-    for kind in ("authorizationpolicies", "peerauthentications", "trafficpolicies", "workloads"):
+    policies = ("authorizationpolicies", "peerauthentications", "requestauthentications", "trafficpolicies")
+    for kind in (*policies, "workloads"):
         yield from cluster.items(f"/apis/nodemesh.dev/v1alpha1/{kind}")
 
 

@@ -19,7 +19,7 @@ from mesh.model import ServicePort
 from mesh.names import is_label, is_subdomain
 from mesh.present.table import dig
 
-_POLICIES = ("AuthorizationPolicy", "PeerAuthentication")
+_POLICIES = ("AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication")
 _TRAFFIC = (*ROUTES, "ReferenceGrant", "TrafficPolicy")
 _TEMPLATES = {
     "Deployment": "spec.template",

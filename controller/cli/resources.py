@@ -126,9 +126,9 @@ def get(
 ) -> None:
     """List stored resources, or show one.
 
-    Kinds: services (svc), workloads (wl), authorizationpolicies (ap), peerauthentications (pa), httproutes (hr),
-    grpcroutes (gr), referencegrants (refgrant), trafficpolicies (tp). What nodes enrolled at run time is in `meshctl
-    workloads`, not here.
+    Kinds: services (svc), workloads (wl), authorizationpolicies (ap), peerauthentications (pa),
+    requestauthentications (ra), httproutes (hr), grpcroutes (gr), referencegrants (refgrant), trafficpolicies (tp).
+    What nodes enrolled at run time is in `meshctl workloads`, not here.
     """
     if kind.lower() in _NOT_STORED:
         raise click.UsageError(f"{kind} are not stored resources: `meshctl {kind}` lists them")

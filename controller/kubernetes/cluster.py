@@ -21,6 +21,7 @@ PLURALS = {
     "Workload": "workloads",
     "AuthorizationPolicy": "authorizationpolicies",
     "PeerAuthentication": "peerauthentications",
+    "RequestAuthentication": "requestauthentications",
     "TrafficPolicy": "trafficpolicies",
 }
 _ISTIO = tuple(f"/apis/security.istio.io/{version}" for version in ("v1", "v1beta1"))
@@ -54,7 +55,7 @@ class Cluster:
             Mirror(
                 client, [f"{base}/{PLURALS[kind]}" for base in _ISTIO], declared(kind), self._on_change, optional=True
             )
-            for kind in ("AuthorizationPolicy", "PeerAuthentication")
+            for kind in ("AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication")
         ]
         self.routes: dict[str, Mirror[DeclaredRoute]] = {
             kind: Mirror(client, _paths(f"{kind.lower()}s"), declared_route(kind), self._on_route, optional=True)

@@ -19,6 +19,7 @@ import trio
 
 from controller.ca import Authority
 from controller.config import Config
+from controller.issuer_keys import IssuerKeys
 from controller.kubernetes import kubeconfig
 from controller.kubernetes.access import Access
 from controller.kubernetes.assigner import Assigner
@@ -88,7 +89,8 @@ class ClusterHome:
             self.client, [secrets_path], material, self._on_secret, fields=f"metadata.name={SECRET}"
         )
         self._ca_changed = trio.Event()
-        self._builder = Builder()
+        self.keys = IssuerKeys(changed)
+        self._builder = Builder(self.keys)
         me = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
         self.leadership = Leadership(self.client, root_namespace, me, clock=clock)
 

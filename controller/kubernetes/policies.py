@@ -1,8 +1,8 @@
 """Our kinds (and Istio's of the same schema) as they come from the API server, checked.
 
 On plain hosts a resource that makes no sense is never stored. Here it is there already, so it closes: what an
-unreadable `AuthorizationPolicy` selects is denied everything, what an unreadable `PeerAuthentication` selects is
-STRICT; its `Accepted` condition says why.
+unreadable `AuthorizationPolicy` or `RequestAuthentication` selects is denied everything, what an unreadable
+`PeerAuthentication` selects is STRICT; its `Accepted` condition says why.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from controller.store import Resource
 _CLOSED: dict[str, Json] = {
     "AuthorizationPolicy": {"action": "DENY", "rules": [{}]},
     "PeerAuthentication": {"mtls": {"mode": "STRICT"}},
+    "RequestAuthentication": {"action": "DENY", "rules": [{}]},
 }
+_STAND_INS = {"RequestAuthentication": "AuthorizationPolicy"}
+"""Kinds of which nothing says that all is to be refused, and the kind that says so for them."""
 
 
 _MAX_PARTS = 10_000
@@ -78,7 +81,7 @@ def declared(kind: str) -> Callable[[Json], Declared]:
         version = int(metadata.get("resourceVersion") or 0)
         kept = {key: metadata[key] for key in ("name", "namespace", "labels", "annotations") if metadata.get(key)}
         whole = {"apiVersion": body.get("apiVersion", ""), "kind": kind, "metadata": kept, "spec": spec or {}}
-        names = kind, metadata["namespace"], metadata["name"]
+        names = _STAND_INS.get(kind, kind) if problem else kind, metadata["namespace"], metadata["name"]
         resource = Resource(*names, whole, metadata["uid"], generation, version, seconds(metadata))
         return Declared(resource if not problem or kind in _CLOSED else None, problem, generation, _conditions(body))
 

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from controller.kubernetes.objects import Backend, ClusterNode, ClusterService, Pod, Slice
 from controller.resources import workload_addresses
 from controller.store import Resource
-from controller.translate import TrafficTranslator, World, peer_auth, policy
+from controller.translate import NoKeys, PublishedKeys, TrafficTranslator, World, peer_auth, policy, request_auths
 from mesh.model import Endpoint, Enrolment, Service, ServicePort, Workload
 
 _T = TypeVar("_T")
@@ -74,7 +74,8 @@ class _Translated(Generic[_T]):
 class Builder:
     """Builds worlds, remembering the parts of the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: PublishedKeys | None = None) -> None:
+        self._keys = keys or NoKeys()
         self._policies, self._peer_auths = _Translated(policy), _Translated(peer_auth)
         self._workloads: dict[str, tuple[Pod, tuple[str, ...], bool, Workload]] = {}
         self._traffic = TrafficTranslator()
@@ -106,6 +107,7 @@ class Builder:
             {key: _service(services[key], by_service.get(key, ()), owners) for key in sorted(services)},
             tuple(self._policies.of(kinds.get("AuthorizationPolicy", ()))),
             tuple(self._peer_auths.of(kinds.get("PeerAuthentication", ()))),
+            request_auths(kinds.get("RequestAuthentication", ()), self._keys),
         )
         return self._traffic.add(made, kinds)
 

@@ -34,6 +34,7 @@ _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "AuthorizationPolicy": (("Action", ".spec.action", "ALLOW if empty."),),
     "TrafficPolicy": (("Service", ".spec.targetRef.name", "The service that it is for."),),
+    "RequestAuthentication": (("Issuer", ".spec.jwtRules[0].issuer", "The first one."),),
     "PeerAuthentication": (("Mode", ".spec.mtls.mode", "UNSET if empty."),),
 }
 

@@ -11,6 +11,7 @@ from controller.schema.documents import Document, Path, read
 from controller.schema.gateway import GATEWAY, GRPCRouteSpec, HTTPRouteSpec, ReferenceGrantSpec
 from controller.schema.meta import Envelope, ItemList, Metadata
 from controller.schema.problem import Problem
+from controller.schema.request_authentication import RequestAuthenticationSpec
 from controller.schema.security import AuthorizationPolicySpec, PeerAuthenticationSpec
 from controller.schema.service import ServiceSpec
 from controller.schema.strict import Strict, check
@@ -43,6 +44,14 @@ KINDS = {
             "AuthorizationPolicy", "authorizationpolicies", _SECURITY, AuthorizationPolicySpec, False, ("ap", "authz")
         ),
         Kind("PeerAuthentication", "peerauthentications", _SECURITY, PeerAuthenticationSpec, False, ("pa", "peerauth")),
+        Kind(
+            "RequestAuthentication",
+            "requestauthentications",
+            _SECURITY,
+            RequestAuthenticationSpec,
+            False,
+            ("ra", "requestauth"),
+        ),
         Kind("HTTPRoute", "httproutes", (_V1, _V1BETA1, _V1ALPHA2), HTTPRouteSpec, True, ("hr",)),
         Kind("GRPCRoute", "grpcroutes", (_V1, _V1ALPHA2), GRPCRouteSpec, True, ("gr",)),
         Kind("ReferenceGrant", "referencegrants", (_V1BETA1, _V1, _V1ALPHA2), ReferenceGrantSpec, True, ("refgrant",)),

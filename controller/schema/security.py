@@ -97,7 +97,9 @@ def _port_key(value: str) -> str:
     return value
 
 
-def _unsupported(what: str, remedy: str) -> Callable[[Any], Any]:
+def unsupported(what: str, remedy: str) -> Callable[[Any], Any]:
+    """A validator that refuses a field of Istio's that means nothing here."""
+
     def refuse(value: Any) -> Any:
         if value is not None:
             raise wrong(f"{what} is not supported yet", remedy)
@@ -260,7 +262,7 @@ def _action(value: object) -> object:
     return value
 
 
-_targets = _unsupported("attaching a policy with targetRef", "use 'selector' with the workloads' labels")
+_targets = unsupported("attaching a policy with targetRef", "use 'selector' with the workloads' labels")
 
 
 class AuthorizationPolicySpec(Strict):
@@ -276,7 +278,7 @@ class AuthorizationPolicySpec(Strict):
     """Not supported: use selector."""
     target_refs: Annotated[Any, BeforeValidator(_targets)] = None
     """Not supported: use selector."""
-    provider: Annotated[Any, BeforeValidator(_unsupported("'provider'", "it belongs to action CUSTOM"))] = None
+    provider: Annotated[Any, BeforeValidator(unsupported("'provider'", "it belongs to action CUSTOM"))] = None
     """Not supported: it belongs to action CUSTOM."""
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from controller.translate.gateway import (
     status_entry,
 )
 from controller.translate.security import peer_auth, policy
+from controller.translate.tokens import KeySource, NoKeys, PublishedKeys, request_auths, sources
 from controller.translate.world import TrafficTranslator, World, world
 
 __all__ = [
@@ -18,12 +19,17 @@ __all__ = [
     "ROUTES",
     "Condition",
     "Gateway",
+    "KeySource",
+    "NoKeys",
     "ParentStatus",
+    "PublishedKeys",
     "TrafficTranslator",
     "World",
     "is_ours",
     "peer_auth",
     "policy",
+    "request_auths",
+    "sources",
     "status_entries",
     "status_entry",
     "world",

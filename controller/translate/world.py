@@ -13,9 +13,10 @@ from controller.resources import workload_addresses
 from controller.store import Resource
 from controller.translate.gateway import ROUTES, Gateway, ParentStatus
 from controller.translate.security import peer_auth, policy
+from controller.translate.tokens import NoKeys, PublishedKeys, request_auths
 from controller.translate.traffic import TrafficPolicies
 from mesh.authz.selection import selects
-from mesh.model import Endpoint, Enrolment, PeerAuth, Policy, Service, ServicePort, Workload
+from mesh.model import Endpoint, Enrolment, PeerAuth, Policy, RequestAuth, Service, ServicePort, Workload
 from mesh.traffic import Route, TrafficPolicy
 
 
@@ -29,6 +30,7 @@ class World:
     services: dict[str, Service] = field(default_factory=dict)
     policies: tuple[Policy, ...] = ()
     peer_auths: tuple[PeerAuth, ...] = ()
+    request_auths: tuple[RequestAuth, ...] = ()
     routes: dict[str, Route] = field(default_factory=dict)
     """By key."""
     traffic: dict[str, TrafficPolicy] = field(default_factory=dict)
@@ -53,7 +55,10 @@ class TrafficTranslator:
 
 
 def world(
-    resources: Iterable[Resource], enrolled: Mapping[str, Enrolled], traffic: TrafficTranslator | None = None
+    resources: Iterable[Resource],
+    enrolled: Mapping[str, Enrolled],
+    traffic: TrafficTranslator | None = None,
+    keys: PublishedKeys | None = None,
 ) -> World:
     """Build it. `resources` were validated when they were applied."""
     kinds: dict[str, list[Resource]] = {}
@@ -66,6 +71,7 @@ def world(
         {s.key: s for s in _services(kinds.get("Service", ()), workloads, labels)},
         tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
         tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
+        request_auths(kinds.get("RequestAuthentication", ()), keys or NoKeys()),
     )
     return (traffic or TrafficTranslator()).add(made, kinds)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mesh.authz.selection import applies
-from mesh.model import PeerAuth, Policy
+from mesh.model import PeerAuth, Policy, RequestAuth
 from noded.config import Config
 from noded.control import metrics
 from noded.control.certs import Certificates
@@ -72,7 +72,7 @@ def status(parts: Parts) -> dict[str, Any]:
             "revision": snapshot.revision,
             "workloads": len(snapshot.workloads),
             "services": len(snapshot.services),
-            "policies": len(snapshot.policies) + len(snapshot.peer_auths),
+            "policies": len(snapshot.policies) + len(snapshot.peer_auths) + len(snapshot.request_auths),
             "age_seconds": time.time() - parts.state.applied_at if snapshot.ready else None,
         },
         "workers": parts.workers.rows(),
@@ -106,13 +106,20 @@ def workload(parts: Parts, local: Local, connections: int = 0) -> dict[str, Any]
     }
 
 
+_KINDS = {Policy: "AuthorizationPolicy", PeerAuth: "PeerAuthentication", RequestAuth: "RequestAuthentication"}
+
+
 def policies(parts: Parts) -> list[dict[str, Any]]:
     """`GET /mesh/policies`."""
     snapshot = parts.state.snapshot
-    everything: tuple[Policy | PeerAuth, ...] = (*snapshot.policies, *snapshot.peer_auths)
+    everything: tuple[Policy | PeerAuth | RequestAuth, ...] = (
+        *snapshot.policies,
+        *snapshot.peer_auths,
+        *snapshot.request_auths,
+    )
     rows = []
     for policy in everything:
-        kind = "AuthorizationPolicy" if isinstance(policy, Policy) else "PeerAuthentication"
+        kind = _KINDS[type(policy)]
         applies_to = [
             local.uid
             for local in parts.enrolments

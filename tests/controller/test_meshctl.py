@@ -124,6 +124,7 @@ def meshctl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Mesh
         "GET /v1/resources/authorizationpolicies": {"items": [STORED]},
         "GET /v1/resources/authorizationpolicies/shop/web": STORED,
         "GET /v1/resources/peerauthentications": {"items": []},
+        "GET /v1/resources/requestauthentications": {"items": []},
         "GET /v1/nodes": {"items": [NODE]},
         "GET /v1/workloads": {"items": [WEB, OTHER]},
         "GET /v1/services": {"items": [SERVICE]},

@@ -56,6 +56,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
         "GET /v1/resources/workloads": {"items": []},
         "GET /v1/resources/authorizationpolicies": {"items": []},
         "GET /v1/resources/peerauthentications": {"items": []},
+        "GET /v1/resources/requestauthentications": {"items": []},
         "GET /v1/resources/httproutes": {"items": []},
         "GET /v1/resources/grpcroutes": {"items": []},
         "GET /v1/resources/referencegrants": {"items": []},

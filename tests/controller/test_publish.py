@@ -118,9 +118,9 @@ def test_policies_go_only_to_nodes_whose_workloads_they_can_concern() -> None:
     policies = (everywhere, here, a_policy("there", app="b"), a_policy("elsewhere", "data"))
     strict = PeerAuth("strict", "shop", Mode.STRICT)
     source = Source(a_world(local, other, declared, policies=policies, peer_auths=(strict,)))
-    assert source.publisher.scoped("node-a") == ((everywhere, here), (strict,))
-    assert source.publisher.scoped("node-b") == ((everywhere, policies[2]), (strict,))
-    assert source.publisher.scoped("node-c") == ((), ())
+    assert source.publisher.scoped("node-a") == ((everywhere, here), (strict,), ())
+    assert source.publisher.scoped("node-b") == ((everywhere, policies[2]), (strict,), ())
+    assert source.publisher.scoped("node-c") == ((), (), ())
 
 
 def test_a_frame_holds_what_its_node_is_to_know_though_nodes_share_frames() -> None:
@@ -131,7 +131,7 @@ def test_a_frame_holds_what_its_node_is_to_know_though_nodes_share_frames() -> N
     frames = []
     for node in ("node-a", "node-b", "node-c", "node-a"):
         for since in (None, base):
-            update = source.publisher.update(node, since, ((), ()))
+            update = source.publisher.update(node, since, ((), (), ()))
             frames.append(source.publisher.frame(update))
             assert Reader(FromController).feed(frames[-1]) == [update]
     assert frames[0] is frames[4] is frames[6]

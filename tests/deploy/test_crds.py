@@ -56,7 +56,8 @@ def test_the_files_are_what_the_models_say() -> None:
     expected = {name: text(definition) for name, definition in definitions().items()}
     there = {path.name: path.read_text() for path in FOLDER.glob("*.yaml")}
     assert there == expected, "run: python -m controller.schema.crds deploy/daemonset/base/crds"
-    assert set(DEFINITIONS) == {"Workload", "AuthorizationPolicy", "PeerAuthentication", "TrafficPolicy"}
+    policies = {"AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication", "TrafficPolicy"}
+    assert set(DEFINITIONS) == {"Workload"} | policies
 
 
 def test_the_reference_is_what_the_definitions_say() -> None:

@@ -187,7 +187,13 @@ def test_the_controller_may_change_nothing_that_is_not_its_own() -> None:
     }
     statuses = {
         ("nodemesh.dev", f"{plural}/status", verb)
-        for plural in ("authorizationpolicies", "peerauthentications", "trafficpolicies", "workloads")
+        for plural in (
+            "authorizationpolicies",
+            "peerauthentications",
+            "requestauthentications",
+            "trafficpolicies",
+            "workloads",
+        )
         for verb in ("patch", "update")
     }
     statuses |= {("gateway.networking.k8s.io", f"{plural}/status", "patch") for plural in ("grpcroutes", "httproutes")}

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
+
+from controller.issuer_keys import FetchError, IssuerKeys
+from controller.kubernetes.policies import declared
+from controller.schema.manifests import load
+from controller.store import Resource
+from controller.translate import KeySource, World, policy, world
+from mesh import jwks
+from mesh.authz import Authorizer, Denial, Peer
+from mesh.model import JwtRule
+from tests.controller.test_publish import Source, a_workload, a_world
+
+KEY = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
+JWKS = json.dumps({"keys": [{**KEY, "kid": "a", "use": "sig", "x5c": ["…"]}, {"kty": "RSA", "use": "enc"}]})
+ISSUER = "https://issuer.example"
+
+
+class Known:
+    """Keys as if they had been fetched."""
+
+    def __init__(self, **sets: str) -> None:
+        self.sets = sets
+        self.kept: list[KeySource] = []
+
+    def of(self, source: KeySource) -> tuple[str, str]:
+        found = self.sets.get(source.uri.rpartition("/")[2], "")
+        return found, "" if found else "no answer"
+
+    def keep(self, sources: Any) -> None:
+        self.kept = list(sources)
+
+
+def built(rules: list[dict[str, Any]], keys: Known | None = None) -> World:
+    metadata = {"name": "tokens", "namespace": "shop"}
+    spec = {"selector": {"matchLabels": {"app": "web"}}, "jwtRules": rules}
+    text = yaml.safe_dump(
+        {"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": metadata, "spec": spec}
+    )
+    manifests, problems = load([("f", text)])
+    assert problems == []
+    return world([Resource(*m.key, m.body, "uid", 1, 1, 0) for m in manifests], {}, keys=keys)
+
+
+def test_every_field_of_a_rule_arrives() -> None:
+    rule = {
+        "issuer": ISSUER,
+        "audiences": ["shop"],
+        "jwks": JWKS,
+        "fromHeaders": [{"name": "X-Token", "prefix": "jwt "}, {"name": "y"}],
+        "fromParams": ["t"],
+        "fromCookies": ["c"],
+        "outputPayloadToHeader": "x-payload",
+        "forwardOriginalToken": True,
+        "outputClaimToHeaders": [{"header": "x-sub", "claim": "sub"}],
+        "timeout": "1s",
+    }
+    (auth,) = built([rule]).request_auths
+    assert (auth.key, auth.selector) == ("shop/tokens", {"app": "web"})
+    assert auth.rules == (
+        JwtRule(
+            ISSUER,
+            jwks.write(({"kty": "EC", "kid": "a", **{part: KEY[part] for part in ("crv", "x", "y")}},)),
+            "",
+            ("shop",),
+            (("X-Token", "jwt "), ("y", "")),
+            ("t",),
+            ("c",),
+            "x-payload",
+            True,
+            (("x-sub", "sub"),),
+        ),
+    )
+
+
+def test_keys_that_are_published_come_from_who_fetches_them_and_without_them_a_rule_says_why() -> None:
+    keys = Known(good='{"keys":[]}')
+    rules = [
+        {"issuer": "a", "jwksUri": "https://keys.example/good", "timeout": "2s"},
+        {"issuer": "b", "jwksUri": "https://keys.example/bad"},
+        {"issuer": ISSUER},
+        {"issuer": "c", "jwks": JWKS},
+    ]
+    (auth,) = built(rules, keys).request_auths
+    assert [(rule.issuer, bool(rule.jwks), rule.problem) for rule in auth.rules] == [
+        ("a", True, ""),
+        ("b", False, "no answer"),
+        (ISSUER, False, "no answer"),
+        ("c", True, ""),
+    ]
+    assert keys.kept == [
+        KeySource("a", "https://keys.example/good", 2.0),
+        KeySource("b", "https://keys.example/bad", 5.0),
+        KeySource(ISSUER, "", 5.0),
+    ]
+
+
+def test_only_nodes_whose_workloads_it_concerns_are_told_of_one() -> None:
+    auths = built([{"issuer": ISSUER, "jwks": JWKS}]).request_auths
+    web, other = a_workload("web"), a_workload("other", "10.77.0.2", node="node-b")
+    source = Source(a_world(web, other, request_auths=auths))
+    assert source.publisher.update("node-a", None).request_auths == auths
+    assert source.publisher.update("node-b", None).request_auths == ()
+    base = source.publisher.epoch, source.publisher.revision
+    source.publish(a_world(web, other))
+    assert source.publisher.update("node-a", base, ((), (), auths)).has_policies
+
+
+def test_one_that_cannot_be_read_closes_what_it_selects() -> None:
+    spec = {"selector": {"matchLabels": {"app": "web"}}, "jwtRules": [{"issuer": "a", "jwks": "{}"}]}
+    body = {"metadata": {"name": "t", "namespace": "shop", "uid": "u"}, "spec": spec}
+    entry = declared("RequestAuthentication")(body)
+    assert "has no list 'keys'" in entry.problem
+    assert entry.resource is not None
+    assert entry.resource.kind == "AuthorizationPolicy"
+    closed = policy(entry.resource)
+    for labels, refused in (({"app": "web"}, True), ({"app": "db"}, False)):
+        authorizer = Authorizer.of((closed,), (), namespace="shop", labels=labels, root_namespace="nodemesh-system")
+        verdict = authorizer.check(Peer(None, "10.0.0.1", "10.0.0.2", 80))
+        assert isinstance(verdict, Denial) is refused
+
+
+# -- fetching ---------------------------------------------------------------------------------------------------------
+
+SOURCE = KeySource(ISSUER, "https://issuer.example/keys", 5.0)
+
+
+class Web:
+    """Answers by URL: bytes, an error, or None to hang."""
+
+    def __init__(self, **answers: bytes | str | None) -> None:
+        self.answers = {f"{ISSUER}/{name.replace('__', '/')}": answer for name, answer in answers.items()}
+        self.asked: list[str] = []
+        self.changes = 0
+
+    async def fetch(self, url: str) -> bytes:
+        self.asked.append(url)
+        answer = self.answers.get(url, "status 404")
+        if answer is None:
+            await trio.sleep_forever()
+        if isinstance(answer, str):
+            raise FetchError(f"{url}: {answer}")
+        assert answer is not None
+        return answer
+
+    def changed(self) -> None:
+        self.changes += 1
+
+
+async def test_keys_are_fetched_again_and_the_last_good_ones_are_kept(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    web = Web(keys=JWKS.encode())
+    keys = IssuerKeys(web.changed, web.fetch)
+    assert keys.of(SOURCE)[0] == ""
+    nursery.start_soon(keys.run)
+    keys.keep([SOURCE])
+    await trio.sleep(1)
+    good = jwks.write(jwks.read(JWKS))
+    assert (keys.of(SOURCE), web.changes) == ((good, ""), 1)
+    web.answers[SOURCE.uri] = "status 500"
+    await trio.sleep(20 * 60)
+    key_set, problem = keys.of(SOURCE)
+    assert key_set == good
+    assert problem.endswith("status 500")
+    web.answers[SOURCE.uri] = JWKS.replace('"a"', '"b"').encode()
+    await trio.sleep(60)
+    assert (keys.of(SOURCE), web.changes) == ((good.replace('"a"', '"b"'), ""), 3)
+    keys.keep([])
+    count = len(web.asked)
+    await trio.sleep(3600)
+    assert len(web.asked) == count
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (None, "no answer within 5 s"),
+        ("status 503", "status 503"),
+        (b"<html>", "not JSON"),
+        (b'{"keys": [{"kty": "oct", "k": "AA"}]}', "shared secret"),
+        (b'{"keys": [{"kty": "EC", "d": "AA"}]}', "private key"),
+        (b'{"keys": []}', "no public key"),
+    ],
+)
+async def test_what_is_no_key_set_says_so(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, answer: bytes | str | None, problem: str
+) -> None:
+    web = Web(keys=answer)
+    keys = IssuerKeys(web.changed, web.fetch)
+    keys.keep([SOURCE])
+    nursery.start_soon(keys.run)
+    await trio.sleep(5.5)
+    key_set, said = keys.of(SOURCE)
+    assert key_set == ""
+    assert problem in said
+
+
+async def test_without_an_address_the_issuer_is_asked_for_it(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    configuration = json.dumps({"jwks_uri": f"{ISSUER}/elsewhere"}).encode()
+    web = Web(elsewhere=JWKS.encode())
+    web.answers[f"{ISSUER}/.well-known/openid-configuration"] = configuration
+    keys = IssuerKeys(web.changed, web.fetch)
+    source = KeySource(ISSUER, "", 5.0)
+    keys.keep([source])
+    nursery.start_soon(keys.run)
+    await trio.sleep(1)
+    assert keys.of(source) == (jwks.write(jwks.read(JWKS)), "")
+    web.answers[f"{ISSUER}/.well-known/openid-configuration"] = b'{"jwks_uri": "http://issuer.example/elsewhere"}'
+    await trio.sleep(20 * 60)
+    assert keys.of(source)[1].endswith("no jwks_uri that is a URL")
