@@ -131,6 +131,7 @@ class Daemon:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.publisher.run)
+                    nursery.start_soon(self.limits.run)
                     nursery.start_soon(self.home.keys.run)
                     await nursery.start(serve, self.api.monitoring(), monitoring)
                     nursery.start_soon(self._serve, link, local, lambda: task_status.started(ports))
