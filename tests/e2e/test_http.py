@@ -386,6 +386,31 @@ def test_a_killed_backend_costs_no_request_where_there_are_retries(bed: Bed, tmp
     assert all_well(said), said
 
 
+def test_a_killed_noded_costs_no_request_where_there_are_retries(bed: Bed, tmp_path: Path) -> None:
+    node = bed.node("web-v1")
+    with applied(bed, tmp_path / "policy.yaml", RETRIES), load(bed, "http://web/") as said:
+        eventually(lambda: {fetch(bed, "http://web/")[1].split()[0] for _ in range(10)} == backends(bed))
+        try:
+            assert bed.testbed.processes.kill(f"node/{node.name}")
+            for _ in range(20):
+                assert fetch(bed, "http://web/")[1].split()[0] == bed["web-v2"].v4
+        finally:
+            bed.testbed.processes.stop(f"node/{node.name}", 40)
+            bed.testbed.start_node(node)
+        eventually(lambda: {fetch(bed, "http://web/")[1].split()[0] for _ in range(10)} == backends(bed))
+    assert all_well(said), said
+
+
+def test_a_policy_that_permits_them_comes_and_goes_without_a_failed_request(bed: Bed, tmp_path: Path) -> None:
+    policy = GET_ONLY.replace("APP", "web")
+    with applied(bed, tmp_path / "retries.yaml", RETRIES), load(bed, "http://web/") as said:
+        for _ in range(3):
+            with applied(bed, tmp_path / "policy.yaml", policy):
+                eventually(lambda: fetch(bed, "http://web/", "-X", "POST")[0] == 403)
+            eventually(lambda: fetch(bed, "http://web/", "-X", "POST")[0] == 200)
+    assert all_well(said), said
+
+
 def backends(bed: Bed) -> set[str]:
     return {bed["web-v1"].v4, bed["web-v2"].v4}
 
