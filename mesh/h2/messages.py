@@ -141,7 +141,8 @@ def read_trailers(fields: Fields) -> Headers:
     for name, value in fields:
         if name in _FRAMING:
             raise BadMessage(400, "this header must not be a trailer")
-        _check(name, value)
+        if (name, value) not in _ENCODED:
+            _check(name, value)
     return list(fields)
 
 

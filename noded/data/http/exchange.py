@@ -6,6 +6,7 @@ answers of the proxy's own, time limits, and the end, which happens once.
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from noded.data.http.server import Responder
 if TYPE_CHECKING:
     from noded.data.http.client import Call
     from noded.data.http.session import Session
+    from noded.data.http.tracing import SpanContext
     from noded.data.timers import Timer
 
 MAX_KEPT = 65_536
@@ -22,6 +24,12 @@ MAX_KEPT = 65_536
 
 _GRPC = {400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 500: 2, 502: 14, 503: 14, 504: 4}
 """What a status of the proxy's own is to a gRPC client (https://grpc.io/docs/guides/status-codes/)."""
+_UNSAFE = re.compile(rb"[^ -$&-~]")
+"""What a grpc-message must not hold as it is (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md)."""
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % match[0][0]
 
 
 class Exchange:
@@ -45,6 +53,7 @@ class Exchange:
         "response",
         "sent",
         "session",
+        "span",
         "started",
         "timer",
         "trailers",
@@ -64,6 +73,8 @@ class Exchange:
         self.flags, self.reason = "-", ""
         self.asked = b""
         """The path that the client asked for, if the request has another now."""
+        self.span: SpanContext | None = None
+        """If it is sampled."""
         self.grpc_status: bytes | None = None
         """As the trailers said; None if they did not."""
         self.started = time.monotonic()
@@ -206,7 +217,7 @@ class Exchange:
             response = Response(200, [
                 (b"content-type", b"application/grpc"),
                 (b"grpc-status", b"%d" % code),
-                (b"grpc-message", (text or reason).encode("ascii", "replace")),
+                (b"grpc-message", _UNSAFE.sub(_escaped, (text or reason).encode("utf-8", "replace"))),
                 *(headers or ()),
             ])  # fmt: skip
             body = b""
