@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mesh.analyze import satisfiable
 from mesh.analyze.finding import Finding, Path, Ref
+from mesh.analyze.http_clauses import backs, http_clauses
 from mesh.analyze.inventory import Inventory, Pods, same_labels
 from mesh.model import Action, Policy, Rule, Source
 
@@ -25,7 +26,7 @@ def authorization_policies(inventory: Inventory) -> Iterator[Finding]:
             )
         for index, rule in enumerate(policy.rules):
             at = ("spec", "rules", index)
-            yield from _http(policy, rule, ref, at)
+            yield from http_clauses(inventory, policy, rule, ref, at)
             yield from _contradictions(inventory, rule, ref, at)
             yield from _names(inventory, rule, ref, at)
             yield from _ports(inventory, policy, rule, ref, at)
@@ -56,34 +57,6 @@ def _near(inventory: Inventory, namespace: str) -> str:
     """What workloads there are, for somebody who mistyped a label."""
     pods = sorted({same_labels(p.labels) for p in inventory.pods_in(namespace) if p.labels})[:4]
     return f"labels there: {'; '.join(pods)}" if pods else "there is no workload yet"
-
-
-def _http(policy: Policy, rule: Rule, ref: Ref, at: Path) -> Iterator[Finding]:
-    for path, clauses in _http_clauses(rule):
-        named = ", ".join(clauses)
-        if policy.action is Action.ALLOW:
-            message = f"{named} needs HTTP, and connections are judged at layer 4: this rule never allows anything"
-            yield Finding(
-                "NM0105", ref, (*at, *path), message, "say it with principals, namespaces, ipBlocks and ports"
-            )
-        else:
-            message = (
-                f"{named} needs HTTP, and connections are judged at layer 4: it counts as matched, so more is denied"
-            )
-            remedy = "leave it out to deny the whole connection knowingly, or remove the rule"
-            yield Finding("NM0107", ref, (*at, *path), message, remedy)
-
-
-def _http_clauses(rule: Rule) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    for index, source in enumerate(rule.sources):
-        if source.http_clauses:
-            yield ("from", index, "source", source.http_clauses[0]), source.http_clauses
-    for index, operation in enumerate(rule.operations):
-        if operation.http_clauses:
-            yield ("to", index, "operation", operation.http_clauses[0]), operation.http_clauses
-    for index, condition in enumerate(rule.conditions):
-        if not condition.key.startswith(("source.", "destination.")):
-            yield ("when", index, "key"), (condition.key,)
 
 
 def _contradictions(inventory: Inventory, rule: Rule, ref: Ref, at: Path) -> Iterator[Finding]:
@@ -180,7 +153,7 @@ def _service_port(inventory: Inventory, selected: list[Pods], port: int) -> tupl
         return None
     found = None
     for service in inventory.services:
-        if not any(_backs(service.selector, service.ref.namespace, pods) for pods in selected):
+        if not any(backs(service.selector, service.ref.namespace, pods) for pods in selected):
             continue
         for each in service.ports:
             if each.target == port:
@@ -188,7 +161,3 @@ def _service_port(inventory: Inventory, selected: list[Pods], port: int) -> tupl
             if each.port == port:
                 found = service.ref, each.target
     return found
-
-
-def _backs(selector: object, namespace: str, pods: Pods) -> bool:
-    return isinstance(selector, dict) and pods.ref.namespace == namespace and selector.items() <= pods.labels.items()

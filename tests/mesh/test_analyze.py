@@ -100,6 +100,14 @@ def with_rule(each: Rule, action: Action = ALLOW) -> Inventory:
     return replace(WORLD, policies=(policy(each, action=action),))
 
 
+def over_tcp(each: Rule, action: Action = ALLOW, *protocols: str) -> Inventory:
+    """With a service whose ports speak these."""
+    ports = tuple(Port(n, 80 + n, 8080 + n, "", each) for n, each in enumerate(protocols or ("tcp",)))
+    uses = ServiceUse(Ref("Service", "shop", "web"), {"app": "web"}, ports, exposed="type NodePort")
+    listening = replace(pods(), ports={port.target: "" for port in ports if isinstance(port.target, int)})
+    return replace(with_rule(each, action), pods=(listening,), services=(uses,))
+
+
 def with_pods(*more: Pods) -> Inventory:
     return replace(WORLD, pods=(*WORLD.pods, *more))
 
@@ -125,10 +133,12 @@ CASES: list[tuple[str, Inventory]] = [
     ("NM0103", with_rule(rule(None, None, Condition("source.namespace", ("shpo",))))),
     ("NM0103", replace(WORLD, peer_auths=(peer_auth(namespace="gone"),))),
     ("NM0104", with_rule(rule(Source(principals=("other.example/ns/shop/sa/client",))))),
-    ("NM0105", with_rule(rule(None, Operation(methods=("GET",))))),
-    ("NM0105", with_rule(rule(None, None, Condition("request.headers[a]", ("b",))))),
+    ("NM0105", over_tcp(rule(None, Operation(methods=("GET",))))),
+    ("NM0105", over_tcp(rule(None, None, Condition("request.headers[a]", ("b",))))),
+    ("NM0105", with_rule(rule(None, None, Condition("connection.sni", ("b",))))),
     ("NM0106", replace(WORLD, policies=(policy(),))),
-    ("NM0107", with_rule(rule(Source(request_principals=("*",))), DENY)),
+    ("NM0107", over_tcp(rule(Source(request_principals=("*",))), DENY)),
+    ("NM0107", over_tcp(rule(None, Operation(paths=("/a",))), DENY, "http", "tcp")),
     ("NM0108", with_rule(rule(Source(principals=("cluster.local/ns/shop/sa/clinet",))))),
     ("NM0108", with_rule(rule(Source(service_accounts=("shop/clinet",))))),
     ("NM0109", with_rule(rule(None, Operation(ports=(80,))))),
@@ -220,6 +230,22 @@ def test_the_page_explains_every_code() -> None:
 )
 def test_what_is_not_known_is_not_missed(inventory: Inventory) -> None:
     assert found(inventory) == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "action", "protocols"),
+    [
+        (Operation(methods=("GET",)), ALLOW, ("http",)),
+        (Operation(methods=("GET",)), ALLOW, ("tcp", "http")),
+        (Operation(methods=("GET",)), ALLOW, ("",)),
+        (Operation(methods=("GET",), ports=(8081,)), DENY, ("tcp", "grpc")),
+        (Operation(methods=("GET",), not_ports=(8080,)), DENY, ("tcp", "")),
+    ],
+)
+def test_http_clauses_are_right_where_requests_are_seen(
+    operation: Operation, action: Action, protocols: tuple[str, ...]
+) -> None:
+    assert found(over_tcp(rule(None, operation), action, *protocols)) == []
 
 
 def test_a_finding_names_the_place() -> None:
