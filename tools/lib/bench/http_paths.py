@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from bench import envoy, envoy_http, haproxy, http_load, mesh_http, paths, work
+from bench import envoy, envoy_http, haproxy, http_load, mesh_http, paths, usage, work
 from bench.certificates import Authority, Credentials
 from bench.work import Protocol
 from redirect.capture import Capture, new_mark
 
 NAMES = ("nodemesh", "envoy", "haproxy", "direct")
-_LABELS = {"app": "server"}
-_ACCOUNT = "cluster.local/ns/bench/sa/client"
+LABELS = {"app": "server"}
+ACCOUNT = "cluster.local/ns/bench/sa/client"
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,20 @@ class Proxied:
         """Where to send requests: the service's address, or without a proxy the pod's own."""
         return (work.VIP, protocol.port) if self.processes else (self.server, protocol.target_port)
 
+    def cpu_us(self) -> float:
+        """What the proxies have had of the processor."""
+        return usage.cpu_us(self.processes.values())
+
+    def memory(self) -> dict[str, float]:
+        """MB that are resident, by process."""
+        return {what: usage.rss_mb(pid) for what, pid in self.processes.items()}
+
 
 @contextlib.contextmanager
 def opened(names: Sequence[str], folder: Path) -> Iterator[list[Proxied]]:
     """Bring up a testbed and the paths; all of it is gone afterwards, whatever happened. `folder` holds the files."""
     manifests = folder / "mesh.yaml"
-    manifests.write_text(yaml.safe_dump_all([*mesh_http.routes(), *mesh_http.policies(_LABELS, _ACCOUNT)]))
+    manifests.write_text(yaml.safe_dump_all([*mesh_http.routes(), *mesh_http.policies(LABELS, ACCOUNT)]))
     with contextlib.ExitStack() as stack:
         status = stack.enter_context(paths.testbed(_document(names, manifests), folder))
         pods = {pod["name"]: pod for pod in status["pods"]}
@@ -71,10 +79,10 @@ def _document(names: Sequence[str], manifests: Path) -> dict[str, Any]:
     pods = paths.testbed_pods(names)
     for pod in pods:
         if pod["mesh"] and pod["serviceAccount"] == "server":
-            pod["labels"] = _LABELS
+            pod["labels"] = LABELS
     if "nodemesh" not in names:
         return {"pods": pods}
-    return {"pods": pods, "services": [mesh_http.service(_LABELS)], "policies": [str(manifests)]}
+    return {"pods": pods, "services": [mesh_http.service(LABELS)], "policies": [str(manifests)]}
 
 
 def _issue(folder: Path) -> tuple[dict[str, Credentials], dict[str, str]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import http_figures, http_load, http_paths, usage, work
+from bench import http_figures, http_load, http_paths, http_scale, usage, work
 from bench.figures import Run
 from bench.http_figures import Idle, Results, Series
 from bench.http_paths import Proxied
@@ -67,6 +67,12 @@ def add(kinds: Any) -> None:
         metavar="N",
         help="idle connections for the memory's figures; 0: none (default: %(default)s)",
     )
+    parser.add_argument(
+        "--scale",
+        action="store_true",
+        help=f"instead: CPU a request through Nodemesh at {http_scale.FEW} and {http_scale.MANY} policies, routes, and "
+        "endpoints, each alone (HTTP/1.1)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
 
 
@@ -80,34 +86,51 @@ def _chosen(text: str, names: Sequence[str]) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
     """Run it; 0, or 1 with the reason on stderr."""
-    protocols = [protocol for protocol in work.PROTOCOLS if protocol.name in options.protocols]
     try:
         with tempfile.TemporaryDirectory(prefix="nodemesh-bench-") as name:
-            folder = Path(name)
-            say(f"bringing up a testbed with the paths {', '.join(options.paths)}")
-            with http_paths.opened(options.paths, folder) as opened:
-                bench = _Bench(opened, protocols, folder, say)
-                others = bench.measure(options.rounds, options.seconds)
-                if options.idle:
-                    bench.measure_idle(options.idle)
+            measure = _scale if options.scale else _compare
+            document = measure(options, Path(name), say)
     except (RuntimeError, OSError, CaptureError) as error:
         say(f"tools/bench: {error}")
         return 1
     except KeyboardInterrupt:
         say("tools/bench: interrupted")
         return 130
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def _scale(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    others = usage.busy_share(0.5)
+    compared = http_scale.measure(options.rounds, options.seconds, folder, say)
+    _conditions(options, others)
+    print(http_scale.table(compared))
+    return {"scale": http_scale.document(compared)}
+
+
+def _compare(options: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    protocols = [protocol for protocol in work.PROTOCOLS if protocol.name in options.protocols]
+    say(f"bringing up a testbed with the paths {', '.join(options.paths)}")
+    with http_paths.opened(options.paths, folder) as opened:
+        bench = _Bench(opened, protocols, folder, say)
+        others = bench.measure(options.rounds, options.seconds)
+        if options.idle:
+            bench.measure_idle(options.idle)
+    _conditions(options, others)
+    print(http_figures.table(bench.results))
+    for path, series in bench.results.items():
+        if series.idle is not None:
+            print(f"\n{path}: " + ", ".join(f"{what} {size:.0f} MB" for what, size in series.idle.after.items()))
+    return http_figures.document(bench.results)
+
+
+def _conditions(options: argparse.Namespace, others: float) -> None:
     print(
         f"{os.cpu_count()} cores for the load, the server and the proxies together, "
         f"{others:.0%} busy with other things between rounds; Linux {platform.release()}; "
         f"medians of {options.rounds} rounds of {options.seconds:g} s\n"
     )
-    print(http_figures.table(bench.results))
-    for path, series in bench.results.items():
-        if series.idle is not None:
-            print(f"\n{path}: " + ", ".join(f"{what} {size:.0f} MB" for what, size in series.idle.after.items()))
-    if options.json:
-        options.json.write_text(json.dumps(http_figures.document(bench.results), indent=2) + "\n")
-    return 0
 
 
 class _Bench:
@@ -145,7 +168,7 @@ class _Bench:
         return median(others)
 
     def _load(self, path: Proxied, protocol: Protocol, connections: int, seconds: float) -> Run:
-        before = usage.cpu_us(path.processes.values())
+        before = path.cpu_us()
         host, port = path.target(protocol)
         try:
             seen = http_load.requests(
@@ -153,7 +176,7 @@ class _Bench:
             )
         except LoadError as error:
             raise LoadError(f"{path.name}, {protocol.name}: {error}") from error
-        taken = usage.cpu_us(path.processes.values()) - before
+        taken = path.cpu_us() - before
         if seen.errors:
             self._say(f"  {path.name}: {seen.errors} errors among {seen.requests} requests of {protocol.name}")
         return Run(seen, taken)
@@ -164,7 +187,7 @@ class _Bench:
             if not path.processes:
                 continue
             self._say(f"opening {connections} connections through {path.name}")
-            before = _memory(path)
+            before = path.memory()
             host, port = path.target(work.HTTP1)
             arguments = [host, str(port), work.HTTP1.path, str(connections)]
             command = ["ip", "netns", "exec", path.client, sys.executable, "-P", "-m", "bench.idle", *arguments]
@@ -172,9 +195,5 @@ class _Bench:
                 assert process.stdout is not None
                 if process.stdout.readline() != "ready\n":
                     raise LoadError(f"{path.name}: could not open {connections} connections")
-                self.results[path.name].idle = Idle(connections, before, _memory(path))
+                self.results[path.name].idle = Idle(connections, before, path.memory())
                 process.communicate()
-
-
-def _memory(path: Proxied) -> dict[str, float]:
-    return {what: usage.rss_mb(pid) for what, pid in path.processes.items()}
