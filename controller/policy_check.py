@@ -1,15 +1,27 @@
-"""What the policies would say to a connection: the answer of `mesh.authz`, asked for each endpoint of a service."""
+"""What the policies would say to a connection, or to a request on the way that its client's routes send it.
+
+The answers are those of `mesh.authz`, asked for each endpoint of a service, and of `mesh.route`.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from controller.translate import World
-from mesh.authz import Authorizer, Peer, Permit
+from mesh import explained
+from mesh.authz import Authorizer, Peer
+from mesh.authz.explain import Case
+from mesh.detect import protocol
 from mesh.identity import Identity, IdentityError
+from mesh.message import Request
 from mesh.model import Endpoint, MeshConfig, Service
+from mesh.route import edit_headers, rewrite_request
+from mesh.route.explain import explain_route
+from mesh.traffic import HeaderEdit
 
 
 class CheckError(ValueError):
@@ -18,6 +30,44 @@ class CheckError(ValueError):
     def __init__(self, message: str, remedy: str = "", *, missing: bool = False) -> None:
         super().__init__(message)
         self.remedy, self.missing = remedy, missing
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to ask about."""
+
+    method: str = "GET"
+    path: str = "/"
+    host: str = ""
+    """By default the service's name."""
+    headers: tuple[tuple[str, str], ...] = ()
+    claims: Mapping[str, Any] | None = None
+    """Of a JWT that is valid."""
+
+
+def asked(given: Mapping[str, str]) -> Asked | None:
+    """Out of the parameters `method`, `path`, `host`, `headers` (lines of `name: value`) and `claims` (JSON).
+
+    None if there is none of them. Raises `CheckError`.
+    """
+    if not any(given.get(name) for name in ("method", "path", "host", "headers", "claims")):
+        return None
+    headers = []
+    for line in given.get("headers", "").splitlines():
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise CheckError(f"headers: {line!r:.80} is no header", "write it as name: value")
+        headers.append((name, value))
+    claims = None
+    if given.get("claims"):
+        try:
+            claims = json.loads(given["claims"])
+        except (ValueError, RecursionError) as error:
+            raise CheckError(f"claims: not JSON: {error}", 'write them as {"iss": "…", "sub": "…"}') from error
+        if not isinstance(claims, dict):
+            raise CheckError("claims: not a JSON object", 'write them as {"iss": "…", "sub": "…"}')
+    method, path = given.get("method") or "GET", given.get("path") or "/"
+    return Asked(method, path, given.get("host", ""), tuple(headers), claims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +83,35 @@ class Answer:
     mtls_mode: str
     dry_run: tuple[str, ...] = ()
     """What would be different if the dry-run policies were enforced, as in the access log."""
+    service: str = ""
+    """`<namespace>/<name>:<port>`: where a route leads, it need not be the one that was asked for."""
+    note: str = ""
+    """What is to be known about the verdict."""
+    why: dict[str, Any] | None = None
+    """See `mesh.explained.verdict`; None where nothing is enforced."""
 
 
-def check(world: World, config: MeshConfig, source: str, target: str, address: str = "") -> list[Answer]:
-    """May `source` (`ns/sa`, or `-` for a client outside the mesh) connect to `target` (`ns/svc:port`)?
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """All there is to say."""
+
+    answers: list[Answer]
+    route: dict[str, Any] | None
+    """Which way the request goes (see `mesh.explained.route`); None of a connection, or where nothing routes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Destination:
+    service: Service
+    index: int
+    request: Request | None
+    """As it arrives there; None where it is not read."""
+
+
+def check(
+    world: World, config: MeshConfig, source: str, target: str, address: str = "", asked: Asked | None = None
+) -> Checked:
+    """May `source` (`ns/sa`, or `-` for a client outside the mesh) connect to `target` (`ns/svc:port`), or ask this?
 
     `address` is the client's; without it, the address of a workload of that identity, if there is one, is taken.
     Raises `CheckError`.
@@ -48,31 +123,117 @@ def check(world: World, config: MeshConfig, source: str, target: str, address: s
             address = str(ipaddress.ip_address(address))
         except ValueError as error:
             raise CheckError(f"address: {error}", "write it as 10.77.1.2") from error
+    destinations, route = [_Destination(service, index, None)], None
+    if asked is not None and protocol(service.ports[index]) != "tcp":
+        destinations, route = _routed(world, identity, service, index, asked)
+    claims = asked.claims if asked is not None else None
+    known: dict[object, dict[str, Any]] = {}
     answers = []
-    for endpoint in service.endpoints:
-        workload = world.workloads.get(endpoint.workload)
-        if not endpoint.ports[index]:
-            continue
-        if workload is None or not workload.meshed:
-            reason = "not in the mesh: no policy is enforced there"
-            answers.append(Answer(endpoint.workload, endpoint.ports[index], True, "", -1, reason, "DISABLE"))
-            continue
-        # In the mesh, the client arrives in a tunnel with its identity, or in plaintext without one.
-        authorizer = Authorizer.of(
-            world.policies,
-            world.peer_auths,
-            namespace=workload.namespace,
-            labels=world.labels[workload.uid],
-            root_namespace=config.root_namespace,
-        )
-        port = endpoint.ports[index]
-        client = address or _address(world, identity, endpoint)
-        verdict = authorizer.check(Peer(identity, client, endpoint.address, port))
-        allowed = isinstance(verdict, Permit)
-        mode = authorizer.mtls_mode(port).value
-        decided = (verdict.policy, verdict.rule, verdict.reason)
-        answers.append(Answer(workload.uid, port, allowed, *decided, mode, verdict.dry_run))
-    return answers
+    for to in destinations:
+        for endpoint in to.service.endpoints:
+            if endpoint.ports[to.index]:
+                client = address or _address(world, identity, endpoint)
+                peer = Peer(identity, client, endpoint.address, endpoint.ports[to.index])
+                answers.append(_answer(world, config, to, endpoint, peer, claims, known, asked is not None))
+    return Checked(answers, route)
+
+
+def _routed(
+    world: World, identity: Identity | None, service: Service, index: int, asked: Asked
+) -> tuple[list[_Destination], dict[str, Any] | None]:
+    """Where the client's node sends the request, as it then is. It has no node that routes if it is outside."""
+    port = service.ports[index].port
+    try:
+        request = explained.request_of(asked.method, asked.host or service.hostname, asked.path, asked.headers)
+    except ValueError as error:
+        raise CheckError(f"the request: {error}", "it would be refused with 400") from error
+    here = [_Destination(service, index, request)]
+    attached = [
+        route
+        for route in world.routes.values()
+        if any(parent.service == service.key and parent.port in (0, port) for parent in route.parents)
+    ]
+    if identity is None or not attached:
+        return here, None
+    found = explain_route(attached, identity.namespace, service.namespace, request)
+    told = explained.route(found)
+    if not found.steps:
+        return here, told
+    if (matched := found.matched) is None or matched.rule.redirect is not None:
+        return [], told
+    edited = _edited(request, matched.rule.request_headers)
+    if matched.rule.rewrite is not None:
+        rewrite_request(edited, matched.rule.rewrite, matched.match)
+    if not matched.rule.backends:
+        return [_Destination(service, index, edited)], told
+    destinations = []
+    for backend in matched.rule.backends:
+        to = world.services.get(backend.service)
+        ports = [at for at, known in enumerate(to.ports) if known.port == backend.port] if to is not None else []
+        if to is not None and ports and backend.weight and not backend.invalid:
+            destinations.append(_Destination(to, ports[0], _edited(edited, backend.request_headers)))
+    return destinations, told
+
+
+def _edited(request: Request, edit: HeaderEdit | None) -> Request:
+    made = replace(request, headers=list(request.headers))
+    if edit is not None:
+        edit_headers(made.headers, edit)
+    return made
+
+
+def _answer(
+    world: World,
+    config: MeshConfig,
+    to: _Destination,
+    endpoint: Endpoint,
+    peer: Peer,
+    claims: Mapping[str, Any] | None,
+    known: dict[object, dict[str, Any]],
+    of_request: bool,
+) -> Answer:
+    service = f"{to.service.key}:{to.service.ports[to.index].port}"
+    workload = world.workloads.get(endpoint.workload)
+    port = peer.destination_port
+    if workload is None or not workload.meshed:
+        reason = "not in the mesh: no policy is enforced there"
+        return Answer(endpoint.workload, port, True, "", -1, reason, "DISABLE", service=service)
+    # In the mesh, the client arrives in a tunnel with its identity, or in plaintext without one.
+    authorizer = Authorizer.of(
+        world.policies,
+        world.peer_auths,
+        namespace=workload.namespace,
+        labels=world.labels[workload.uid],
+        root_namespace=config.root_namespace,
+    )
+    case = Case.of(peer, to.request, claims)
+    # Endpoints of one service hardly differ, and what would turn a verdict round takes a search.
+    by_address = any(c.key == "destination.ip" for p in authorizer.policies for r in p.rules for c in r.conditions)
+    same = (
+        tuple(map(id, authorizer.policies)),
+        authorizer.mtls_mode(port),
+        peer if by_address else peer._replace(destination_ip=""),
+        service,
+    )
+    if (why := known.get(same)) is None:
+        why = known[same] = explained.verdict(authorizer, case)
+    decided = (why["allowed"], why["policy"], why["rule"], why["reason"], why["mtls_mode"])
+    return Answer(
+        *(workload.uid, port, *decided),
+        dry_run=tuple(why["dry_run"]),
+        service=service,
+        note=_note(to, authorizer, of_request),
+        why=why,
+    )
+
+
+def _note(to: _Destination, authorizer: Authorizer, of_request: bool) -> str:
+    port = to.service.ports[to.index]
+    if of_request and to.request is None:
+        return f"port {port.port} is declared as other than HTTP: requests are not read there, the connection is judged"
+    if not of_request and authorizer.reads_requests and protocol(port) != "tcp":
+        return "policies there ask about requests: say which one with --method, --path, --header …"
+    return ""
 
 
 def _identity(source: str, trust_domain: str) -> Identity | None:

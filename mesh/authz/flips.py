@@ -21,7 +21,8 @@ from mesh.model import Action, Policy
 MOST = 3
 """Ways that are returned."""
 _TRIES = 400
-"""Cases that are put to the policies; beyond, what was found is all."""
+_WORK = 20_000
+"""Cases that are put to the policies, and rules that are looked at for it; beyond, what was found is all."""
 _TOGETHER = 4
 """Facts that are changed at once."""
 _EACH = 3
@@ -74,7 +75,8 @@ def flips(authorizer: Authorizer, case: Case) -> tuple[Flip, ...]:
     heap = [_Node(0, 0, next(numbers), (), case)]
     seen: set[tuple[str, ...]] = set()
     found: list[Flip] = []
-    for _ in range(_TRIES):
+    rules = sum(len(policy.rules) for policy in judge.policies)
+    for _ in range(max(10, min(_TRIES, _WORK // (rules + 1)))):
         if not heap or (found and heap[0].size > len(found[0].changes)):
             break
         node = heapq.heappop(heap)

@@ -170,7 +170,14 @@ async def test_policy_check_answers_for_each_endpoint(api: httpx.AsyncClient) ->
     await api.post("/v1/apply", json=files())
     ask = {"from": "shop/client", "to": "shop/web:80"}
     (answer,) = (await api.get("/v1/policy-check", params=ask)).json()["items"]
-    assert answer.keys() == {"workload", "port", "allowed", "policy", "rule", "reason", "mtls_mode", "dry_run"}
+    assert answer.keys() == {
+        *("workload", "port", "allowed", "policy", "rule", "reason", "mtls_mode", "dry_run", "service", "note", "why")
+    }
+    request = {"method": "PUT", "path": "/x/../a", "headers": "x-team: red\nx: y", "claims": '{"iss": "i"}'}
+    asked = (await api.get("/v1/policy-check", params={**ask, **request})).json()
+    assert (asked["items"][0]["service"], asked["route"]) == ("shop/web:80", None)
+    for bad in ({"headers": "nonsense"}, {"claims": "{"}, {"claims": "[]"}, {"path": "x"}):
+        assert (await api.get("/v1/policy-check", params={**ask, **bad})).status_code == 400
     assert (await api.get("/v1/policy-check", params={"from": "-"})).status_code == 400
     assert (await api.get("/v1/policy-check", params={**ask, "to": "shop/none:80"})).status_code == 404
 

@@ -30,7 +30,8 @@ def enrolled(name: str, *addresses: str, node: str = "node-a", **labels: str) ->
 
 
 def manifest(kind: str, name: str, spec: dict[str, Any], **metadata: Any) -> str:
-    version = {"Service": "v1", "Workload": "nodemesh.dev/v1alpha1"}.get(kind, "security.istio.io/v1")
+    others = {"Service": "v1", "Workload": "nodemesh.dev/v1alpha1", "HTTPRoute": "gateway.networking.k8s.io/v1"}
+    version = others.get(kind, "security.istio.io/v1")
     meta = {"name": name, "namespace": "shop", **metadata}
     return "---\n" + yaml.safe_dump({"apiVersion": version, "kind": kind, "metadata": meta, "spec": spec})
 

@@ -1,0 +1,124 @@
+"""Explanations of verdicts and routes, as lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mesh.present.table import Row, clean
+
+_MOST = 5
+"""Rules or matches that are listed; `-o json` has all."""
+
+
+def verdict_lines(why: Row) -> Iterator[str]:
+    """How a verdict came about, and what would turn it round."""
+    allowed = bool(why.get("allowed"))
+    yield clean(f"{'allowed' if allowed else 'denied'}: {why.get('reason', '')}{_by(why)}")
+    steps: Sequence[Row] = [step for step in why.get("steps", ()) if not step.get("dry_run")]
+    decided = next((step for step in steps if step.get("decided")), None)
+    if decided is not None:
+        rule = decided["rules"][decided["matched"]]
+        yield clean(f"  decided by {decided['action']} {decided['policy']} rule {rule['rule']}")
+        yield from (f"    {_clause(clause)}" for clause in rule["clauses"])
+    yield from _missed([step for step in steps if step["matched"] < 0], why.get("nearest"))
+    for text in why.get("dry_run", ()):
+        yield clean(f"  rehearsed: {text}")
+    yield from _flips(why.get("flips", ()), allowed)
+
+
+def _by(why: Row) -> str:
+    if not why.get("policy"):
+        return ""
+    return f": {why['policy']}" + (f" rule {why['rule']}" if why.get("rule", -1) >= 0 else "")
+
+
+def _missed(steps: Sequence[Row], nearest: Row | None) -> Iterator[str]:
+    """The rules that did not match, those that came closest first."""
+    every = [(step, rule) for step in steps for rule in step["rules"]]
+    every.sort(key=lambda one: len(one[1]["missed"]))
+    if nearest:
+        every.sort(key=lambda one: (one[0]["policy"], one[1]["rule"]) != (nearest["policy"], nearest["rule"]))
+    for step, rule in every[:_MOST]:
+        yield clean(f"  no match: {step['action']} {step['policy']} rule {rule['rule']}")
+        yield from (f"    {_clause(clause)}" for clause in rule["missed"])
+    for step in steps:
+        if not step["rules"]:
+            yield clean(f"  no match: {step['action']} {step['policy']} has no rules")
+    if len(every) > _MOST:
+        yield f"  and {len(every) - _MOST} more rules that do not match (-o json has all)"
+
+
+def _clause(clause: Row) -> str:
+    name = " ".join(part for part in (clause["place"], clause["name"]) if part)
+    if clause["problem"]:
+        return clean(f"{name} {clause['problem']}")
+    among = bool(clause["met"]) is not bool(clause["negated"])
+    value = repr(clause["value"]) if clause["value"] else "absent"
+    return clean(f"{name}: {value} is {_among(clause['wanted'], among)}")
+
+
+def _among(wanted: Sequence[str], among: bool) -> str:
+    values = ", ".join(wanted)
+    if len(wanted) == 1:
+        return f"like {values}" if among else f"not like {values}"
+    return f"one of {values}" if among else f"none of {values}"
+
+
+def _flips(flips: Sequence[Row], allowed: bool) -> Iterator[str]:
+    other = "denied" if allowed else "allowed"
+    if not flips:
+        yield f"  nothing about the request or its client would make it {other}: only another policy"
+    for flip in flips:
+        yield clean(f"  would be {other}{_by(flip)} if {' and '.join(_change(one) for one in flip['changes'])}")
+
+
+def _change(change: Row) -> str:
+    what, to, wanted = change["what"], change["to"], change["wanted"]
+    if change["clause"] == "mutual TLS":
+        return "it came by mutual TLS, from a client in the mesh" if change["among"] else "it came in plaintext"
+    if not to:
+        return f"there were no {what}"
+    example = "" if [to] == list(wanted) else f", e.g. {to}"
+    return f"{what} were {_among(wanted, bool(change['among']))}{example}"
+
+
+def route_lines(why: Row) -> Iterator[str]:
+    """Which way a request goes, and what stood against the more specific ones."""
+    steps: Sequence[Row] = why.get("steps", ())
+    if not steps:
+        yield "no route holds for this client: the request goes to the service itself"
+    elif why.get("route"):
+        name = f" ({why['rule_name']})" if why.get("rule_name") else ""
+        yield clean(f"routed by {why['route']} rule {why['rule']}{name}")
+        taken = next(index for index, step in enumerate(steps) if step["taken"])
+        yield from (f"    {_match(clause)}" for clause in steps[taken]["clauses"])
+        steps = steps[:taken]
+    else:
+        yield "no route matches: the answer is 404 (flag NR)"
+    for backend in why.get("backends", ()):
+        problem = f": {backend['invalid']}, answered with 500" if backend["invalid"] else ""
+        yield clean(f"  to {backend['service']} for {backend['share']:.0%} of them{problem}")
+    for text in why.get("does", ()):
+        yield clean(f"  {text}")
+    yield from _not_taken(steps)
+    for one in why.get("aside", ()):
+        yield clean(f"  not considered: {one['route']}: {one['reason']}")
+
+
+def _not_taken(steps: Sequence[Row]) -> Iterator[str]:
+    """The more specific matches, those that came closest first, in their order else."""
+    closest = sorted(steps, key=lambda step: sum(not clause["met"] for clause in step["clauses"]))
+    for step in closest[:_MOST]:
+        missed = "; ".join(_match(clause) for clause in step["clauses"] if not clause["met"])
+        yield clean(f"  more specific, but no match: {step['route']} rule {step['rule']}: {missed}")
+    if len(closest) > _MOST:
+        yield f"  and {len(closest) - _MOST} more that do not match (-o json has all)"
+
+
+def _match(clause: Row) -> str:
+    value: Any = repr(clause["value"]) if clause["value"] else "absent"
+    if clause["problem"]:
+        return clean(f"{clause['name']}: the pattern {clause['wanted']} cannot be read: {clause['problem']}")
+    like = {"Exact": "", "PathPrefix": "below ", "RegularExpression": "like "}[clause["compare"]]
+    return clean(f"{clause['name']}: {value} is {'' if clause['met'] else 'not '}{like}{clause['wanted']}")
