@@ -70,10 +70,14 @@ class Http2Client(Http2):
         self._drop(f"bad response: {error}", "UPE")
         self.transport.close()
 
-    def lost(self, reason: str, *, close: bool = False) -> None:
+    def on_eof(self) -> None:
+        """See `transport.Reader`."""
+        self.lost("the backend closed the connection")
+
+    def lost(self, reason: str) -> None:
         """See `Http2`."""
         if not self.closed:
-            self._drop("the backend closed the connection" if close else reason, "")
+            self._drop(reason, "")
             self.transport.reset()
 
     def _drop(self, reason: str, flags: str) -> None:
@@ -182,8 +186,6 @@ class ClientStream(MessageStream):
         self._to_come = response.length
         exchange.on_response(response)
         if end:
-            if self.exchange is not None and any(name == b"grpc-status" for name, _ in response.headers):
-                exchange.ended_with(response.headers)
             self.on_complete([])
 
     def on_body(self, data: bytes) -> None:

@@ -93,13 +93,16 @@ class Http2Server(Http2):
         self.transport.close()
         self._on_end("DPE", str(error))
 
-    def lost(self, reason: str, *, close: bool = False) -> None:
+    def on_eof(self) -> None:
+        """See `transport.Reader`. Without the client's window updates nothing more can be said."""
+        self.lost("the client closed the connection")
+
+    def lost(self, reason: str) -> None:
         """See `Http2`."""
         if self.closed:
             return
-        busy = self._ended("the client closed the connection" if close else reason, "DC")
-        if close:
-            self.transport.close()
+        busy = self._ended(reason, "DC")
+        self.transport.close()
         self._on_end("DC" if busy else "-", reason if busy else "")
 
     def _ended(self, reason: str, flags: str) -> bool:
@@ -150,7 +153,7 @@ class Http2Server(Http2):
             return
         connection = self.connection
         if self.stalled():
-            self.lost("the client does not go on with its frame", close=True)
+            self.lost("the client does not go on with its frame")
             return
         if self._draining:
             connection.goaway()
@@ -160,7 +163,7 @@ class Http2Server(Http2):
             if self._silent > _IDLE_TICKS:
                 connection.goaway()
         elif self._silent > _DEAD_TICKS and not self._held:
-            self.lost("the client does not answer", close=True)
+            self.lost("the client does not answer")
             return
         elif self._silent > _PING_TICKS and not connection.ping_outstanding:
             connection.ping()

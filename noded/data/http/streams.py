@@ -62,18 +62,14 @@ class Http2:
             used = connection.receive(data, memoryview(data), len(data))
         except ConnectionFailed as error:
             self._rest = b""
-            self.flush()  # the GOAWAY
+            self._write()  # the GOAWAY
             self.broken(error)
             return
         if used:
             self._half = 0
         self._rest = data[used:] if used < len(data) else b""
-        if connection.out:
+        if connection.out or connection.closing:
             self.engine.mark(self)
-
-    def on_eof(self) -> None:
-        """See `transport.Reader`. Without the peer's window updates nothing more can be said."""
-        self.lost("the peer closed the connection", close=True)
 
     def on_lost(self, reason: str) -> None:
         """See `transport.Reader`."""
@@ -109,13 +105,17 @@ class Http2:
 
     def flush(self) -> None:
         """Hand to the transport what has gathered."""
+        if not self.closed:
+            self._write()
+            if self.connection.closing and not self.connection.streams:
+                self.over()
+
+    def _write(self) -> None:
         out = self.connection.out
-        if out and not self.closed:
+        if out:
             data = b"".join(out)
             out.clear()
             self.transport.write(data)
-        if self.connection.closing and not self.connection.streams and not self.closed:
-            self.over()
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
@@ -123,8 +123,8 @@ class Http2:
         """The peer broke the protocol, and was told."""
         raise NotImplementedError
 
-    def lost(self, reason: str, *, close: bool = False) -> None:
-        """The transport is gone; with `close`, it is still to be closed."""
+    def lost(self, reason: str) -> None:
+        """The transport is gone, or of no more use."""
         raise NotImplementedError
 
     def over(self) -> None:
@@ -148,7 +148,7 @@ class Http2:
 
     def abort(self, reason: str) -> None:
         """As `engine.Handler` has it."""
-        self.lost(reason, close=True)
+        self.lost(reason)
 
 
 class MessageStream(Stream):
