@@ -29,7 +29,7 @@ class Client:
         transport = httpx.HTTPTransport(uds=self._path)
         return httpx.Client(transport=transport, base_url="http://controller", trust_env=False)
 
-    def get(self, path: str, doing: str = "waiting for the controller", **query: str) -> Any:
+    def get(self, path: str, /, doing: str = "waiting for the controller", **query: str) -> Any:
         """The JSON answer to a GET."""
         return self.send("GET", path, doing=doing, query=query)
 

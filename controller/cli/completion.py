@@ -40,17 +40,38 @@ node_names = _asking("/v1/nodes", "name")
 token_ids = _asking("/v1/tokens", "id")
 
 
+def identities(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """`namespace/service-account` of the known workloads."""
+    found = (f"{one.get('namespace')}/{one.get('service_account')}" for one in _items(context, "/v1/workloads"))
+    return sorted({identity for identity in found if identity.startswith(incomplete)})
+
+
+def service_ports(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """`namespace/name:port` of the services."""
+    every = (
+        f"{one.get('namespace')}/{one.get('name')}:{port.get('port')}"
+        for one in _items(context, "/v1/services")
+        for port in one.get("ports", ())
+    )
+    return [one for one in every if one.startswith(incomplete)]
+
+
 def _ask(context: click.Context, path: str, field: str, incomplete: str, namespace: str = "") -> list[str]:
-    """Values of `field` that begin so; none if the controller doesn't say at once."""
+    """Values of `field` that begin so."""
+    items = _items(context, path, **({"namespace": namespace} if namespace else {}))
+    return [value for item in items if (value := str(dig(item, field) or "")).startswith(incomplete)]
+
+
+def _items(context: click.Context, path: str, **query: str) -> list[dict[str, Any]]:
+    """None if the controller doesn't say at once."""
     socket = context.find_root().params.get("socket")
     if not socket:
         return []
-    query = {"namespace": namespace} if namespace else {}
     try:
         items: list[dict[str, Any]] = Client(socket, _PATIENCE).get(path, **query)["items"]
     except (Failure, LookupError):
         return []
-    return [value for item in items if (value := str(dig(item, field) or "")).startswith(incomplete)]
+    return items
 
 
 @examples(

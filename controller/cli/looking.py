@@ -11,14 +11,16 @@ import click
 
 from controller.cli import columns
 from controller.cli.client import Client
+from controller.cli.completion import identities, service_ports
 from controller.cli.rotate import rotate
 from controller.cli.terminal import show, watch
 from mesh.present import columns as mesh_columns
 from mesh.present.failure import Exit, Failure
 from mesh.present.options import examples, output_options, watch_options
-from mesh.present.table import Look, Output, Row, dig, fields
+from mesh.present.table import Look, Output, Row, clean, dig, fields
 from mesh.present.units import count
 from mesh.present.watch import Watch
+from mesh.present.why import route_lines, verdict_lines
 
 
 def within_namespace(command: Callable[..., None]) -> Callable[..., None]:
@@ -116,35 +118,90 @@ def policy() -> None:
     """Ask what the policies would decide."""
 
 
+_REQUEST = ("method", "path", "host", "headers", "claims")
+
+
 @examples(
     "meshctl policy check --from shop/client --to shop/web:80",
+    "meshctl policy check --from shop/client --to shop/web:80 --method PUT --path /admin/users",
+    "meshctl policy check --from shop/client --to shop/web:80 --header 'x-canary: yes' --path /cart",
+    """meshctl policy check --from shop/app --to shop/web:80 --jwt-claims '{"iss": "https://issuer", "sub": "me"}'""",
     "meshctl policy check --from - --to shop/web:80     # from outside the mesh",
     "meshctl policy check --from shop/client --to shop/web:80 --address 10.77.1.2 -o json",
 )
 @policy.command()
-@click.option("--from", "source", required=True, metavar="NS/SA", help="Who asks; - for a client outside the mesh.")
-@click.option("--to", "target", required=True, metavar="NS/SERVICE:PORT", help="What is asked for.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="NS/SA",
+    shell_complete=identities,
+    help="Who asks; - for a client outside the mesh.",
+)
+@click.option(
+    "--to", "target", required=True, metavar="NS/SERVICE:PORT", shell_complete=service_ports, help="What is asked for."
+)
 @click.option("--address", help="The client's address, for policies with ipBlocks.")
+@click.option("--method", help="Ask about a request with this method; GET if anything else of one is given.")
+@click.option("--path", help="Its path, with the query; / by default.")
+@click.option("--host", help="Its host; the service's name by default.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="One of its headers. Repeatable.")
+@click.option("--jwt-claims", "claims", metavar="JSON", help="What its token says, taken as valid.")
 @output_options
 @click.pass_context
-def check(context: click.Context, look: Look, source: str, target: str, address: str | None) -> None:
-    """Say whether a connection would be allowed, and by which rule.
+def check(
+    context: click.Context,
+    /,
+    look: Look,
+    source: str,
+    target: str,
+    address: str | None,
+    headers: tuple[str, ...],
+    **request: str | None,
+) -> None:
+    """Say whether a connection or a request would be allowed, and by which rule.
 
-    Exits 1 if any endpoint of the service would refuse it.
+    A request goes the way that the routes send it, and is judged there; why, is said clause by clause, and what would
+    turn the verdict round. Of a connection -o wide says it. Exits 1 if any endpoint would refuse, or no route matches.
     """
     if source != "-" and source.count("/") != 1:
         raise click.BadParameter(f"{source!r} is not NAMESPACE/SERVICE-ACCOUNT", param_hint="--from")
     name, _, port = target.rpartition(":")
     if name.count("/") != 1 or not port:
         raise click.BadParameter(f"{target!r} is not NAMESPACE/SERVICE:PORT", param_hint="--to")
-    query = {"from": source, "to": target} | ({"address": address} if address else {})
+    for header in headers:
+        if ":" not in header or "\n" in header:
+            raise click.BadParameter(f"{header!r} is not 'NAME: VALUE'", param_hint="--header")
+    given = {"address": address, "headers": "\n".join(headers), **request}
+    query = {"from": source, "to": target} | {key: value for key, value in given.items() if value}
     client: Client = context.obj
     answer = client.get("/v1/policy-check", **query)
-    if not answer["items"]:
+    route = answer.get("route")
+    if not answer["items"] and not route:
         raise Failure(f"{target} has no endpoint to connect to", f"meshctl describe service {name}")
-    show(look, answer, columns.CHECK, empty="")
-    if not all(row.get("allowed") for row in answer["items"]):
+    show(look, answer, columns.CHECK, empty="no endpoint is asked")
+    if look.tabular:
+        _tell(answer, why=look.output is Output.WIDE or any(query.get(key) for key in _REQUEST))
+    refused = not all(row.get("allowed") for row in answer["items"])
+    if refused or (route and route.get("steps") and not route.get("route")):
         context.exit(Exit.FAILED)
+
+
+def _tell(answer: dict[str, Any], *, why: bool) -> None:
+    """After the table: which way the request goes, and of endpoints with one explanation each explanation once."""
+    rows = answer["items"]
+    for note in dict.fromkeys(row.get("note") for row in rows if row.get("note")):
+        click.echo(f"note: {note}", err=True)
+    if not why:
+        return
+    if route := answer.get("route"):
+        click.echo("\n" + "\n".join(route_lines(route)))
+    together: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get("why"):
+            together.setdefault("\n".join(verdict_lines(row["why"])), []).append(row)
+    for text, those in together.items():
+        click.echo(f"\n{', '.join(clean(str(row.get('workload'))) for row in those)}: {text}")
 
 
 @examples("meshctl ca", "meshctl ca -o pem > roots.pem")

@@ -384,6 +384,96 @@ def test_policy_check_of_a_service_without_endpoints_is_a_no(meshctl: Meshctl) -
     assert "no endpoint" in result.err
 
 
+READ = {
+    "place": "to[0]", "name": "paths", "wanted": ["/public*"], "negated": False, "value": "/\x1badmin", "met": False,
+    "problem": "",
+}  # fmt: skip
+FLIP = {"what": "path", "to": "/public", "clause": "paths", "wanted": ["/public*"], "among": True}
+WHY = {
+    "allowed": False,
+    "policy": "",
+    "rule": -1,
+    "reason": "matched no ALLOW policy (shop/read)",
+    "dry_run": [],
+    "nearest": {"policy": "shop/read", "rule": 0},
+    "steps": [
+        {
+            "policy": "shop/read",
+            "action": "ALLOW",
+            "dry_run": False,
+            "matched": -1,
+            "decided": False,
+            "rules": [{"rule": 0, "matched": False, "clauses": [READ], "missed": [READ]}],
+        }
+    ],
+    "flips": [{"changes": [FLIP], "allowed": True, "policy": "shop/read", "rule": 0}],
+}
+CANARY = {"name": "header x-canary", "compare": "Exact", "wanted": "yes", "value": "", "met": False, "problem": ""}
+ALL = {"name": "path", "compare": "PathPrefix", "wanted": "/", "value": "/a", "met": True, "problem": ""}
+ROUTE: dict[str, Any] = {
+    "route": "HTTPRoute/shop/web",
+    "rule": 1,
+    "rule_name": "",
+    "match": 0,
+    "backends": [{"service": "shop/web:80", "weight": 1, "share": 1.0, "invalid": ""}],
+    "does": [],
+    "steps": [
+        {"route": "HTTPRoute/shop/web", "rule": 0, "rule_name": "", "match": 0, "taken": False, "clauses": [CANARY]},
+        {"route": "HTTPRoute/shop/web", "rule": 1, "rule_name": "", "match": 0, "taken": True, "clauses": [ALL]},
+    ],
+    "aside": [],
+}
+
+
+def test_policy_check_of_a_request_tells_route_clause_and_what_would_do(meshctl: Meshctl) -> None:
+    rows = [{**DENIED, "workload": name, "why": WHY} for name in ("shop/web-1", "shop/web-2")]
+    meshctl.api.answers["GET /v1/policy-check"] = {"items": rows, "route": ROUTE}
+    request = ("--path", "/a", "--header", "x-a: 1", "--header", "x-b: 2", "--jwt-claims", '{"iss": "i"}')
+    result = meshctl("policy", "check", "--from", "shop/client", "--to", "shop/web:80", *request)
+    assert result.status == 1
+    assert meshctl.asked.query == {
+        "from": "shop/client", "to": "shop/web:80", "path": "/a", "headers": "x-a: 1\nx-b: 2", "claims": '{"iss": "i"}'
+    }  # fmt: skip
+    assert "\x1b" not in result.out
+    table, route, verdict = result.out.split("\n\n")
+    assert "DENIED" in table.upper()
+    assert route.splitlines() == [
+        "routed by HTTPRoute/shop/web rule 1",
+        "    path: '/a' is below /",
+        "  to shop/web:80 for 100% of them",
+        "  more specific, but no match: HTTPRoute/shop/web rule 0: header x-canary: absent is not yes",
+    ]
+    assert verdict.splitlines() == [
+        "shop/web-1, shop/web-2: denied: matched no ALLOW policy (shop/read)",
+        "  no match: ALLOW shop/read rule 0",
+        "    to[0] paths: '/\\x1badmin' is not like /public*",
+        "  would be allowed: shop/read rule 0 if path were like /public*, e.g. /public",
+    ]
+
+
+def test_policy_check_of_a_request_that_no_route_takes_is_a_no(meshctl: Meshctl) -> None:
+    lost = {**ROUTE, "route": "", "rule": -1, "match": -1, "backends": [], "steps": ROUTE["steps"][:1]}
+    meshctl.api.answers["GET /v1/policy-check"] = {"items": [], "route": lost}
+    result = meshctl("policy", "check", "--from", "shop/client", "--to", "shop/web:80", "--path", "/a")
+    assert result.status == 1
+    assert "no route matches: the answer is 404" in result.out
+
+
+def test_policy_check_of_a_connection_explains_only_when_asked_to(meshctl: Meshctl) -> None:
+    meshctl.api.answers["GET /v1/policy-check"] = {"items": [{**DENIED, "why": WHY, "note": "ask about requests"}]}
+    ask = ("policy", "check", "--from", "shop/client", "--to", "shop/web:80")
+    assert "would be" not in meshctl(*ask).out
+    assert "would be allowed" in meshctl(*ask, "-o", "wide").out
+    assert meshctl(*ask).err == "note: ask about requests\n"
+    assert '"flips"' in meshctl(*ask, "-o", "json").out
+
+
+def test_policy_check_of_a_header_that_is_none_is_a_usage_error(meshctl: Meshctl) -> None:
+    ask = ("policy", "check", "--from", "shop/client", "--to", "shop/web:80")
+    assert meshctl(*ask, "--header", "x-a=1").status == 2
+    assert meshctl.api.requests == []
+
+
 @pytest.mark.parametrize(
     ("source", "target"), [("client", "shop/web:80"), ("shop/client", "web:80"), ("-", "shop/web")]
 )
@@ -484,6 +574,8 @@ def test_bash_completes_kinds_and_names(meshctl: Meshctl, tmp_path: Path) -> Non
     assert complete("get", "-n", "shop", "ap", "w") == ["web"]
     assert complete("node", "forget", "no") == ["node-b"]
     assert complete("policy", "") == ["check"]
+    assert "shop/web:80" in complete("policy", "check", "--to", "shop/")
+    assert "shop/web" in complete("policy", "check", "--from", "shop/")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
