@@ -42,6 +42,12 @@ class Config:
     access_log: bool = True
     access_log_format: str = "json"
     """Or `text`, Envoy's default."""
+    request_ids: bool = False
+    """Give requests that have none an `x-request-id`, also without tracing."""
+    tracing_endpoint: str | None = None
+    """URL of a collector's OTLP over HTTP; without it there are no spans."""
+    tracing_sampling: float = 1.0
+    """Of traces that begin here, so many in a hundred."""
     log_level: str = "info"
     hold_seconds: float = 5.0
     connect_seconds: float = 10.0
@@ -139,6 +145,18 @@ def _level(value: object) -> str:
     return str(value)
 
 
+def _url(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+(/\S*)?", value):
+        raise _Wrong("must be a URL", "for example http://collector:4318/v1/traces")
+    return value
+
+
+def _percent(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise _Wrong("must be a percentage", "use a number from 0 to 100")
+    return float(value)
+
+
 def _choice(*known: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in known:
@@ -174,6 +192,7 @@ _KEYS: dict[str, Callable[[object], Any]] = {
     "workers": _whole(0, 256),
     "accessLog": _bool,
     "accessLogFormat": _choice("json", "text"),
+    "requestIds": _bool,
     "logLevel": _level,
     "holdSeconds": _seconds(0, 300),
     "connectSeconds": _seconds(0.1, 300),
@@ -185,6 +204,7 @@ _KEYS: dict[str, Callable[[object], Any]] = {
 _GROUPS: dict[str, dict[str, Callable[[object], Any]]] = {
     "controller": {"address": _address, "tokenFile": _path, "rootFile": _path},
     "kubernetes": {"cniBinDir": _path, "cniConfDir": _path, "cniStateDir": _path},
+    "tracing": {"endpoint": _url, "sampling": _percent},
 }
 """Keys that hold keys of their own."""
 

@@ -42,6 +42,10 @@ class Configure:
     """How many there are on this node: what is bounded for the node, each bounds to its part."""
     access_log_format: str = "json"
     """Or `text`."""
+    trace_sampling: float = -1.0
+    """Of traces that begin here, the share that is sampled; negative: spans go nowhere."""
+    request_ids: bool = False
+    """Whether requests get an `x-request-id`; they do where there are spans."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,49 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A request that was sampled, as one side saw it. Ids in hexadecimal, times in Unix nanoseconds."""
+
+    trace_id: str
+    span_id: str
+    parent_id: str
+    """Of the span that it is within, or `""`."""
+    server: bool
+    """Whether it was seen at its destination."""
+    start: int
+    end: int
+    workload: str
+    """The uid of the local one."""
+    app: str
+    source: str
+    destination: str
+    service: str
+    method: str
+    authority: str
+    path: str
+    protocol: str
+    """`1.1` or `2`."""
+    code: int
+    grpc: str
+    flags: str
+    reason: str
+    route: str
+    client: str
+    upstream: str
+    request_id: str
+    user_agent: str
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Of requests that have ended."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Edges since the last message, and process-wide totals and gauges by metric name."""
 
@@ -182,7 +229,7 @@ ToWorker = (
     | Drain
     | LimitGrants
 )
-ToControl = CheckToken | Ready | WorkloadReady | WorkloadGone | Applied | Answer | Counts | LimitReports
+ToControl = CheckToken | Ready | WorkloadReady | WorkloadGone | Applied | Answer | Counts | Spans | LimitReports
 
 
 class Link:

@@ -26,6 +26,7 @@ from noded.control.keystore import KeyStore
 from noded.control.kubernetes import Kubernetes
 from noded.control.process import COMMAND
 from noded.control.records import Records
+from noded.control.spans import Exporter
 from noded.control.state import State
 from noded.control.supervise import Workers
 from noded.control.syncer import Syncer
@@ -87,6 +88,9 @@ def _build(
     state = State(config.state_dir)
     telemetry = Telemetry()
     workers = Workers(config, telemetry.add, telemetry.worker_ended, command)
+    exporter = Exporter(config.tracing_endpoint, config.node, telemetry) if config.tracing_endpoint else None
+    if exporter is not None:
+        workers.on_spans = exporter.add
     if state.snapshot.ready:
         workers.start_with(state.snapshot)
 
@@ -99,7 +103,9 @@ def _build(
     certs.adopt_node(config.node)
     pods = Kubernetes(config, enrolments, namespaces, lambda: syncer.status.connected) if config.kubernetes else None
     syncer.tie(certs, enrolments.workloads, enrolments.welcomed, pods.assignments.assigned if pods else None)
-    parts = Parts(config, version, time.time(), state, workers, certs, syncer, enrolments, telemetry, stop.request)
+    parts = Parts(
+        config, version, time.time(), state, workers, certs, syncer, enrolments, telemetry, exporter, stop.request
+    )
     return parts, pods
 
 
@@ -108,6 +114,8 @@ def _serve(nursery: trio.Nursery, parts: Parts, recalled: trio.Event) -> None:
     nursery.start_soon(parts.state.run)
     nursery.start_soon(parts.workers.run)
     nursery.start_soon(parts.certs.run)
+    if parts.exporter is not None:
+        nursery.start_soon(parts.exporter.run)
     nursery.start_soon(_sync, parts, recalled)
     nursery.start_soon(admin.serve_unix, admin.application(parts), config.run_dir / "noded.sock")
     if config.metrics_address is not None:

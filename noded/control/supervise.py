@@ -68,6 +68,8 @@ class Workers:
         self.limits = SharedLimits(lambda: self._snapshot or Snapshot.empty(), self._tell)
         self.count = config.workers or len(os.sched_getaffinity(0))
         self.log_level = config.log_level
+        self.on_spans: Callable[[tuple[link.Span, ...]], None] = lambda spans: None
+        """Gets the spans that workers tell of."""
         self.draining = False
         self._slots = [_Slot(index) for index in range(self.count)]
         self._snapshot: Snapshot | None = None
@@ -288,6 +290,8 @@ class Workers:
                 self.log_level,
                 self.count,
                 c.access_log_format,
+                c.tracing_sampling / 100 if c.tracing_endpoint else -1.0,
+                c.request_ids or bool(c.tracing_endpoint),
             ),
             [self._source_ports, self._buckets],
         )
@@ -307,6 +311,8 @@ class Workers:
     def _heard(self, worker: Worker, message: object) -> None:
         if isinstance(message, link.Counts):
             self._on_counts(worker.index, message)
+        elif isinstance(message, link.Spans):
+            self.on_spans(message.spans)
         elif isinstance(message, LimitReports):
             self.limits.heard(worker.index, message)
         elif isinstance(message, link.CheckToken):

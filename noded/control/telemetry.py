@@ -52,6 +52,10 @@ class Telemetry:
             _accumulate(self._unsent, edge)
         self._bound()
 
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of the `totals` what happened in this process."""
+        self._ended[name] = self._ended.get(name, 0) + by
+
     def worker_ended(self, worker: int) -> None:
         """Its totals stay counted, its gauges don't, and its connections were reset."""
         for key, number in self._open.pop(worker, {}).items():

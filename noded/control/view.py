@@ -16,6 +16,7 @@ from noded.config import Config
 from noded.control import metrics
 from noded.control.certs import Certificates
 from noded.control.enrolment import Enrolments, Local
+from noded.control.spans import Exporter
 from noded.control.state import State
 from noded.control.supervise import Workers
 from noded.control.syncer import Syncer
@@ -36,6 +37,8 @@ class Parts:
     syncer: Syncer
     enrolments: Enrolments
     telemetry: Telemetry
+    exporter: Exporter | None
+    """Of spans, if there is a collector."""
     drain: Callable[[float], None]
     """Have the daemon stop, its connections given so many seconds."""
 

@@ -21,6 +21,7 @@ from mesh.snapshot import Snapshot
 from noded.buckets import Buckets
 from noded.data import tls
 from noded.data.engine import Engine
+from noded.data.http.tracing import Tracing
 from noded.data.sockets import SocketMaker
 from noded.data.tracker import Tracker
 from noded.data.tunnel import Buffers
@@ -106,6 +107,8 @@ class Node:
         self.buckets = buckets
         """Of the rate limits that hold for the node."""
         text = configure.access_log_format == "text"
+        traced = configure.trace_sampling >= 0 or configure.request_ids
+        self.tracing = Tracing(configure.trace_sampling) if traced else None
         self.tracker = Tracker(source_ports, access_log=configure.access_log, text=text)
         self.buffers = Buffers()
         self.budget = Budget()

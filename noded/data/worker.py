@@ -218,8 +218,12 @@ class Worker:
             await self._send_counts()
 
     async def _send_counts(self) -> None:
-        tracker = self.node.tracker
+        tracker, tracing = self.node.tracker, self.node.tracing
+        if tracing is not None and (spans := tracing.take()):
+            await self._link.send(messages.Spans(spans))
         totals = dict(tracker.totals)
+        if tracing is not None:
+            totals["spans_dropped"] = tracing.dropped
         totals["open_connections"] = len(tracker)
         totals["tunnels"] = len(self._tunnels())
         await self._link.send(messages.Counts(tracker.report(), totals, self.http.seen.report()))

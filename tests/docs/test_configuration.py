@@ -50,7 +50,7 @@ def test_every_key_of_noded_yaml_is_described_with_its_default() -> None:
     for field in fields(Config):
         if field.name == "kubernetes":
             continue  # whether any of its keys, or it alone, is there
-        name = re.sub("^(controller|kubernetes)_(.)", lambda match: f"{match[1]}.{match[2]}", field.name)
+        name = re.sub("^(controller|kubernetes|tracing)_(.)", lambda match: f"{match[1]}.{match[2]}", field.name)
         section, dot, rest = name.rpartition(".")
         keys[section + dot + camel(rest)] = "required" if field.default is MISSING else shown(field.default)
     assert {key: default for key, (_, default) in documented("## noded.yaml").items()} == keys
@@ -71,9 +71,14 @@ RANGES = [(key, kind) for key, (kind, _) in documented("## noded.yaml").items() 
 def test_numbers_of_noded_yaml_have_the_range_that_is_described(key: str, kind: str) -> None:
     least, most = kind.split(" to ")
 
+    section, _, name = key.rpartition(".")
+
+    def text(value: object) -> str:
+        return f"{section}: {{{name}: {value}}}" if section else f"{name}: {value}"
+
     def accepted(value: object) -> bool:
         try:
-            parse("noded.yaml", f"node: a\ncontroller: {{address: 'c:1'}}\n{key}: {value}\n")
+            parse("noded.yaml", f"node: a\ncontroller: {{address: 'c:1'}}\n{text(value)}\n")
         except ConfigError:
             return False
         return True

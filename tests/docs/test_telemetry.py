@@ -24,6 +24,7 @@ from tests.docs.pages import DOCS, ROOT, spans, table
 PAGE = DOCS / "reference/metrics.md"
 WORKER = "\n".join(path.read_text() for path in sorted((ROOT / "noded/data").rglob("*.py")))
 """The source of what counts connections: counters have no register, they are counted by name."""
+COUNTING = WORKER + (ROOT / "noded/control/spans.py").read_text()
 
 LOG = DOCS / "reference/access-log.md"
 NONE = (0,) * BUCKETS
@@ -43,7 +44,7 @@ def families(text: str) -> Families:
 
 def exported() -> Families:
     """What noded can export: one edge, and every total that its workers count."""
-    totals = set(re.findall(r'\bcount\(\s*"(\w+)"', WORKER)) | set(re.findall(r'totals\["(\w+)"\] =', WORKER))
+    totals = set(re.findall(r'\bcount\(\s*"(\w+)"', COUNTING)) | set(re.findall(r'totals\["(\w+)"\] =', WORKER))
     party = Party("web", "shop", "spiffe://cluster.local/ns/shop/sa/web", "web", "v1")
     edge = EdgeReport(EdgeKey("source", party, party, "web.shop.svc.cluster.local", "mutual_tls", "-"), EdgeCounts(1))
     telemetry = Telemetry()

@@ -124,6 +124,8 @@ class InboundExchange(Exchange):
         except ValueError as error:
             self.reply(400, "DPE", str(error))
             return
+        if (tracing := self.proxy.seen.tracing) is not None:
+            tracing.begin(self)
         if (rules := session.local.token_rules) is None:
             self._authorize()
         else:

@@ -92,6 +92,8 @@ class OutboundExchange(Exchange):
         except ValueError as error:
             self.reply(400, "DPE", str(error))
             return
+        if (tracing := proxy.seen.tracing) is not None:
+            tracing.begin(self)
         router = destination.router(proxy.node.snapshot, session.namespace)
         if router is None:
             limits = destination.limits

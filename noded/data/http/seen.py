@@ -39,6 +39,7 @@ class Seen:
         self._outcomes = 0
         self._text = node.tracker.text
         self._line = text_line if node.tracker.text else json_line
+        self.tracing = node.tracing
 
     def outbound(self, session: OutboundSession, exchange: OutboundExchange) -> None:
         """A local workload's request of a service is over."""
@@ -103,6 +104,8 @@ class Seen:
     def _count(self, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally) -> None:
         seconds = time.monotonic() - exchange.started
         tally.add(seconds, exchange.received, exchange.sent)
+        if exchange.span is not None and self.tracing is not None:
+            self.tracing.end(exchange.span, session, exchange, edge, tally, seconds)
         tracker = self._node.tracker
         if tracker.logging:
             tracker.log(self._line(tracker, session, exchange, edge, tally, seconds))

@@ -172,3 +172,71 @@ async def test_the_log_can_be_envoy_s_text(tmp_path: Path) -> None:
             rf'"web" "{pod.address}:8080"'
         )
         assert re.fullmatch(pattern, found[0])
+
+
+@pytest.fixture
+async def traced(tmp_path: Path) -> AsyncIterator[tuple[Lab, Pod, Pod]]:
+    """As `pair`; every trace that begins here is sampled."""
+    async with lab(tmp_path) as made:
+        made.settings = {"trace_sampling": 1.0}
+        client, web = made.pod("client"), made.pod("web")
+        await made.enrol(client)
+        await made.enrol(web)
+        made.services = (service(web),)
+        made.policies = (Policy("p", "shop", Action.DENY, (Rule(operations=(Operation(paths=("/denied",)),)),)),)
+        await made.publish()
+        yield made, client, web
+
+
+def headers_of(head: bytes) -> dict[bytes, bytes]:
+    return dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+
+
+async def test_a_request_without_a_trace_begins_one_that_goes_on_at_its_destination(
+    traced: tuple[Lab, Pod, Pod],
+) -> None:
+    made, client, pod = traced
+    web = Web()
+    with server(pod, 8080, web):
+        await asked(client, GET)
+    headers = headers_of(web.heads[0])
+    assert re.fullmatch(
+        rb"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", headers[b"x-request-id"]
+    )
+    match = re.fullmatch(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-01", headers[b"traceparent"])
+    assert match is not None
+    (outbound,) = (await made.expect(client, messages.Spans)).spans
+    (inbound,) = (await made.expect(pod, messages.Spans)).spans
+    assert outbound.trace_id == inbound.trace_id == match[1].decode()
+    assert (outbound.parent_id, inbound.parent_id, inbound.span_id) == ("", outbound.span_id, match[2].decode())
+    assert (outbound.server, inbound.server) == (False, True)
+    assert (outbound.code, outbound.path, outbound.upstream) == (200, "/a?b=c", f"{pod.address}:8080")
+    assert outbound.request_id == inbound.request_id == headers[b"x-request-id"].decode()
+    assert outbound.start <= outbound.end
+
+
+async def test_what_the_client_says_of_its_trace_holds(traced: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = traced
+    trace, span = b"0af7651916cd43dd8448eb211c80319c", b"b7ad6b7169203331"
+    unsampled = b"traceparent: 00-%b-%b-00" % (trace, span)
+    web = Web()
+    with server(pod, 8080, web):
+        for line in (unsampled, b"b3: 0", b"b3: %b-%b-1" % (trace, span), b"X-Request-Id: mine"):
+            await asked(client, GET.replace(b"\r\n\r\n", b"\r\n%b\r\n\r\n" % line))
+    first, second, third, fourth = map(headers_of, web.heads)
+    assert first[b"traceparent"] == unsampled[13:]
+    assert second[b"b3"] == b"0"
+    assert third[b"b3"].startswith(trace + b"-")
+    assert third[b"b3"].split(b"-")[1] != span
+    assert b"traceparent" not in third
+    assert fourth[b"x-request-id"] == b"mine"
+    spans = (await made.expect(client, messages.Spans)).spans
+    assert [(found.trace_id == trace.decode(), found.parent_id) for found in spans][:1] == [(True, span.decode())]
+
+
+async def test_without_tracing_nothing_is_added(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    web = Web()
+    with server(pod, 8080, web):
+        await asked(client, GET)
+    assert headers_of(web.heads[0]) == {b"host": b"web"}
