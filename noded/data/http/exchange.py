@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from noded.data.http.client import Call
     from noded.data.http.session import Session
     from noded.data.http.tracing import SpanContext
-    from noded.data.http.tracing import SpanContext
     from noded.data.timers import Timer
 
 MAX_KEPT = 65_536
@@ -74,8 +73,6 @@ class Exchange:
         self.flags, self.reason = "-", ""
         self.asked = b""
         """The path that the client asked for, if the request has another now."""
-        self.span: SpanContext | None = None
-        """If it is sampled."""
         self.span: SpanContext | None = None
         """If it is sampled."""
         self.grpc_status: bytes | None = None
