@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from demo import kube
-from demo.claims import CLAIMS, Shop
+from demo import claims, http_claims, kube
+from demo.claims import Shop
 from demo.story import Story
 from testbed import mesh, network
 from testbed.api import ApiError, Unreachable
@@ -60,13 +60,13 @@ def _tour(bed: Testbed, text: str, once: bool) -> list[str]:
     began = time.monotonic()
     if mesh.down(bed.spec.name):
         print("(removed the demo that was still up)")
-    print("Two hosts, five pods, on this machine, in network namespaces:")
+    print("Two hosts, six pods, on this machine, in network namespaces:")
     up = False
     try:
         bed.up(text, _FILE, lambda line: print(f"   {line}", flush=True))
         story, shop = Story(bed), Shop(bed)
         shop.wait()
-        for claim in CLAIMS:
+        for claim in (*claims.CLAIMS, *http_claims.CLAIMS, claims.observed):
             claim(story, shop)
         up = not once
     finally:

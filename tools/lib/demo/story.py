@@ -42,7 +42,7 @@ class Telling:
         if quiet and not done.returncode:
             lines = []
         for line in lines[:_SHOWN_LINES]:
-            print(f"     {line[:150]}")
+            print(f"     {line[:170]}")
         if len(lines) > _SHOWN_LINES:
             print(f"     … {len(lines) - _SHOWN_LINES} more lines")
         sys.stdout.flush()
