@@ -6,6 +6,7 @@ As in `paths`, each has pods of its own in one testbed. All but the direct one c
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,10 @@ class Proxied:
     def cpu_us(self) -> float:
         """What the proxies have had of the processor."""
         return usage.cpu_us(self.processes.values())
+
+    def open_files(self) -> int:
+        """Most of them are connections."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes.values())
 
     def memory(self) -> dict[str, float]:
         """MB that are resident, by process."""

@@ -70,8 +70,8 @@ def add(kinds: Any) -> None:
     parser.add_argument(
         "--scale",
         action="store_true",
-        help=f"instead: CPU a request through Nodemesh at {http_scale.FEW} and {http_scale.MANY} policies, routes, and "
-        "endpoints, each alone (HTTP/1.1)",
+        help=f"instead: CPU a request through Nodemesh at {http_scale.FEW} and {http_scale.MANY} policies, routes, "
+        "endpoints, and endpoints that are all in use, each alone (HTTP/1.1)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
 
