@@ -16,7 +16,7 @@ import trio
 
 from controller.api import Api
 from controller.ca import Authority
-from controller.config import Config
+from controller.config import Config, mesh_config
 from controller.http import serve
 from controller.kubernetes.home import ClusterHome
 from controller.limits import SharedLimits
@@ -28,7 +28,6 @@ from controller.publish import Publisher
 from controller.rotation import Rotation
 from controller.session import Parts
 from controller.telemetry import Telemetry
-from mesh.model import MeshConfig
 
 _log = logging.getLogger(__name__)
 SOFTWARE = f"nodemesh/{version('nodemesh')}"
@@ -52,7 +51,7 @@ class Daemon:
         self.ready = False
         """Whether nodes are served."""
         self.authority = Authority(config.trust_domain)
-        mesh_config = MeshConfig(config.trust_domain, config.cluster)
+        mesh = mesh_config(config)
         self.home: PlainHome | ClusterHome
         if config.store == "kubernetes":
             self.home = ClusterHome(
@@ -60,7 +59,7 @@ class Daemon:
                 self.authority,
                 clock=self.clock,
                 changed=lambda: self.publisher.touch(),
-                root_namespace=mesh_config.root_namespace,
+                root_namespace=mesh.root_namespace,
             )
         else:
             self.home = PlainHome(
@@ -70,10 +69,10 @@ class Daemon:
                 connected=lambda node: self.link.connected(node),
                 changed=lambda: self.publisher.touch(),
             )
-        self.publisher = Publisher(self.home.world, mesh_config, self.home.ranges)
+        self.publisher = Publisher(self.home.world, mesh, self.home.ranges)
         self.telemetry = Telemetry(self.clock)
         register = self.home.register
-        self.limits = SharedLimits(lambda: self.publisher.world, lambda: len(self.link.statuses))
+        self.limits = SharedLimits(lambda: self.publisher.world, replicated=config.store == "kubernetes")
         parts = Parts(
             register,
             self.publisher,

@@ -2,6 +2,9 @@
 
 A node's word is bounded by what it can be: a limit that is in force, no more consumers than there are nodes. What it
 takes is dealt out max-min fairly, and what it gives back it has been granted before.
+
+On Kubernetes each replica has a bucket for the nodes that are connected to it, with as large a part of the limit as
+they are of the nodes: never more than the limit, but what one replica's nodes leave is not given to another's.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ Tell = Callable[[LimitGrants], None]
 @dataclass(slots=True)
 class _Shared:
     limit: RateLimit
+    bucket: Bucket
     allocator: Allocator
     until: float
     """If nobody asks for anything before, it is as good as new then."""
@@ -36,9 +40,11 @@ class _Shared:
 class SharedLimits:
     """`run` must be running. Nothing else waits."""
 
-    def __init__(self, world: Callable[[], World], nodes: Callable[[], int]) -> None:
-        """`nodes`: how many are known."""
-        self._world, self._nodes = world, nodes
+    def __init__(self, world: Callable[[], World], *, replicated: bool) -> None:
+        """`replicated`: other controllers may serve some of the nodes."""
+        self._world, self._replicated = world, replicated
+        self._meshed: frozenset[str] = frozenset()
+        """The nodes that have workloads in the mesh."""
         self._seen: World | None = None
         self._index = TrafficIndex()
         self._all: dict[str, _Shared] = {}
@@ -58,7 +64,8 @@ class SharedLimits:
     def report(self, node: str, message: LimitReports) -> None:
         """What a node asks for."""
         now = trio.current_time()
-        index, nodes = self._in_force(), max(self._nodes(), 1)
+        index = self._in_force()
+        nodes = max(len(self._meshed), len(self._tell), 1)
         grants: dict[str, Grant] = {}
         for name, report in message.reports.items():
             if (limit := index.shared_limit(name)) is None:
@@ -99,6 +106,7 @@ class SharedLimits:
         world = self._world()
         if world is not self._seen:
             self._seen = world
+            self._meshed = frozenset(workload.node for workload in world.workloads.values() if workload.meshed)
             self._index = TrafficIndex().apply((), tuple(world.traffic.values()), set(), set())
             for name, shared in list(self._all.items()):
                 if self._index.shared_limit(name) != shared.limit:
@@ -109,6 +117,9 @@ class SharedLimits:
         if (shared := self._all.get(name)) is None:
             # Soon after the start, tokens that a controller before this one gave away may still be about.
             bucket = Bucket(limit, now, empty=now < self._started + FORGET)
-            shared = self._all[name] = _Shared(limit, Allocator(bucket, now), now)
+            shared = self._all[name] = _Shared(limit, bucket, Allocator(bucket, now), now)
+        if self._replicated:
+            own = sum(node in self._meshed for node in self._tell)
+            shared.bucket.divide(max(own, 1), len(self._meshed), now)
         shared.until = now + max((limit.burst or limit.requests) * limit.seconds / limit.requests, FORGET)
         return shared

@@ -107,9 +107,8 @@ def measure(load: Load, seconds: float, what: str) -> tuple[int, int, float]:
     time.sleep(seconds)
     elapsed = time.monotonic() - began
     admitted, everything = load.admitted() - admitted, load.answers.total() - everything
-    print(
-        f"{what}: {admitted} of {everything} admitted in {elapsed:.2f} s, {admitted / elapsed:.1f}/s; {load.by_client()}"
-    )
+    rate, clients = admitted / elapsed, load.by_client()
+    print(f"{what}: {admitted} of {everything} admitted in {elapsed:.2f} s, {rate:.1f}/s; since the start {clients}")
     return admitted, everything, elapsed
 
 
