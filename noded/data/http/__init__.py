@@ -5,4 +5,5 @@ server      a client's connection, cut into requests        client   a connectio
 exchange    one request and its response, joined            timers   what happens later
 outbound    routing, at the source's node                   inbound  policy, at the destination's
 upstreams   the connections to backends                     seen     log line and counts of a request
+recent      those that were denied or failed
 """

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from mesh.authz import Denial, Peer, Permit
 from mesh.h2.connection import MAX_STREAMS
-from mesh.message import Request
+from mesh.message import Headers, Request, Response
 from mesh.paths import normalise
 from noded.data.http.client import Call, Http1Client
 from noded.data.http.client2 import Http2Client
 from noded.data.http.exchange import Exchange
+from noded.data.http.ext_authz import Asking
 from noded.data.http.server import Responder
 from noded.data.http.session import Session
+from noded.data.http.socket_transport import SocketTransport
 from noded.data.http.tokens import Claims, Refusal
-from noded.data.http.transport import SocketTransport
 from noded.data.node import LocalWorkload
 from noded.data.tracker import Flow
 
@@ -108,13 +109,15 @@ class InboundSession(Session):
 class InboundExchange(Exchange):
     """A request that somebody makes of a local workload."""
 
-    __slots__ = ("claims",)
+    __slots__ = ("asking", "claims")
     session: InboundSession
 
     def __init__(self, session: InboundSession, responder: Responder, request: Request) -> None:
         super().__init__(session, responder, request)
         self.claims: Claims | None = None
         """Of its token, if it has one."""
+        self.asking: Asking | None = None
+        """What others are asked about it."""
 
     def begin(self) -> None:
         """Check it, and send it on."""
@@ -143,6 +146,15 @@ class InboundExchange(Exchange):
 
     def _authorize(self) -> None:
         session = self.session
+        authorizer = session.local.authorizer
+        if authorizer.asks_others and (asks := authorizer.asks(session.peer, self.request, self.claims)):
+            asking = self.asking = Asking(self, asks, self._check)
+            asking.next()
+        else:
+            self._check()
+
+    def _check(self) -> None:
+        session = self.session
         verdict = session.local.authorizer.check_request(session.peer, self.request, self.claims)
         session.flow.decided(verdict)
         if isinstance(verdict, Denial):
@@ -156,12 +168,38 @@ class InboundExchange(Exchange):
 
     def recheck(self) -> None:
         """See `InboundSession`."""
-        if self.call is None:  # it waits for its token to be checked, and is yet to come here
+        if self.call is None:  # it waits for its token to be checked, or for others' word, and is yet to come here
             return
         session = self.session
         verdict = session.local.authorizer.check_request(session.peer, self.request, self.claims)
         if isinstance(verdict, Denial):
             self.reply(403, "RBAC", verdict.text, text="RBAC: access denied")
+
+    def deny(self, status: int, reason: str, headers: Headers, body: bytes) -> None:
+        """Answer as somebody else says who was asked."""
+        if (self.request.header(b"content-type") or b"").startswith(b"application/grpc"):
+            self.reply(status, "UAEX", reason, text="denied")
+            return
+        self.flags, self.reason = "UAEX", reason
+        body = b"" if self.request.method == b"HEAD" else body
+        self.answer(Response(status, [(b"content-length", b"%d" % len(body)), *headers], len(body)))
+        if body:
+            self.sent += len(body)
+            self.responder.data(body)
+        self.responder.end([])
+        self.finish()
+
+    def on_response(self, response: Response) -> None:
+        """See `Exchange`."""
+        if self.asking is not None:
+            response.headers += self.asking.add_to_answer
+        super().on_response(response)
+
+    def finish(self) -> None:
+        """See `Exchange`."""
+        if self.asking is not None:
+            self.asking.cancel()
+        super().finish()
 
     def seen(self) -> None:
         """See `Exchange`."""

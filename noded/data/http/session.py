@@ -12,7 +12,9 @@ from mesh.message import Request
 from noded.data.http.outbound import OutboundExchange
 from noded.data.http.server import Http1Server, Responder
 from noded.data.http.server2 import Http2Server
-from noded.data.http.transport import SocketTransport, StreamTransport, Transport
+from noded.data.http.socket_transport import SocketTransport
+from noded.data.http.stream_transport import StreamTransport
+from noded.data.http.transport import Transport
 from noded.data.node import LocalWorkload
 from noded.data.tracker import Flow
 

@@ -10,7 +10,8 @@ from mesh.h2.frames import ErrorCode
 from mesh.h2.headers import Fields
 from mesh.identity import Identity
 from noded.data.engine import Engine
-from noded.data.http.transport import Reader, StreamTransport
+from noded.data.http.stream_transport import StreamTransport
+from noded.data.http.transport import Reader
 from noded.data.node import LocalWorkload
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from mesh.resolve import Kind, to_endpoint
 from noded.data.dial import Dialler
 from noded.data.http.client import Call, Http1Client
 from noded.data.http.client2 import Http2Client
-from noded.data.http.transport import SocketTransport, Transport
+from noded.data.http.socket_transport import SocketTransport
+from noded.data.http.transport import Transport
 from noded.data.http.tunnel_transport import Route, TunnelTransport
 from noded.data.node import LocalWorkload, Node
 
