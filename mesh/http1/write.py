@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from itertools import chain
 
-from mesh.http1.fields import HOP, NOT_CONTROLS, TOKEN, VISIBLE, is_authority
+from mesh.http1.fields import HOP, NOT_CONTROLS, TOKEN, VISIBLE, forbidden_trailer, is_authority
 from mesh.http1.heads import METHODS
 from mesh.message import Headers, Request, Response
 
@@ -106,7 +106,8 @@ def chunk(data: bytes) -> bytes:
 
 
 def last_chunk(trailers: Headers) -> bytes:
-    """The end of a chunked body."""
+    """The end of a chunked body. HTTP/2 has trailers that HTTP/1 must not have: they are left out."""
+    trailers = [pair for pair in trailers if not forbidden_trailer(pair[0])] if trailers else trailers
     if not trailers:
         return b"0\r\n\r\n"
     return b"0\r\n" + _headers(trailers, dict(trailers)) + b"\r\n"

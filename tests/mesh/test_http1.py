@@ -384,6 +384,8 @@ def test_an_empty_piece_does_not_end_a_body() -> None:
     assert chunk(b"x" * 26) == b"1a\r\n" + b"x" * 26 + b"\r\n"
     assert last_chunk([]) == b"0\r\n\r\n"
     assert last_chunk([(b"grpc-status", b"0")]) == b"0\r\ngrpc-status: 0\r\n\r\n"
+    assert last_chunk([(b"date", b"x"), (b"a", b"b"), (b"authorization", b"c")]) == b"0\r\na: b\r\n\r\n"
+    assert last_chunk([(b"content-length", b"5")]) == b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize(

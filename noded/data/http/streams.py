@@ -6,7 +6,6 @@ window or the transport is full; whoever produces it is told to stop.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from mesh.h2.connection import LOCAL_ENDED, REMOTE_ENDED, Budget, Connection, ConnectionFailed, Stream
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
 
 HIGH, LOW = 65_536, 16_384
 """Bytes that wait at one stream: above, its producer is stopped, and goes on below."""
+_PIECE = 65_536
+"""Most that is handed on at once of what has waited."""
+_MANY = 2000
+"""Pieces that a connection gathers before it writes them, for the turn goes on."""
 _STALL_TICKS = 60
 """Ticks of 5 s that a stream's data may wait for the peer to take any of it."""
 _READY_TICKS = 12
@@ -56,6 +59,8 @@ class Http2:
             return
         self.heard = True
         connection = self.connection
+        if len(connection.out) > _MANY:  # of the same turn: the connection would take it for answers that nobody reads
+            self._write()
         if self._rest:
             data = self._rest + data
         try:
@@ -163,7 +168,6 @@ class MessageStream(Stream):
         "_tail",
         "_to_come",
         "_trailers",
-        "_unsent",
         "exchange",
         "stalled",
         "wire",
@@ -174,9 +178,8 @@ class MessageStream(Stream):
         self.wire = wire
         self.connection = wire.connection
         self.exchange: Exchange | None = None
-        self._out: deque[bytes | memoryview] | None = None
+        self._out: bytearray | None = None
         """What cannot be sent yet."""
-        self._unsent = 0
         self._left = -1
         """Of the body that is sent: what is to come, if that is known."""
         self._tail: Headers | None = None
@@ -218,10 +221,9 @@ class MessageStream(Stream):
             return
         if size:
             if self._out is None:
-                self._out = deque()
-            self._out.append(data)
-            self._unsent += size
-            if self._unsent > HIGH:
+                self._out = bytearray()
+            self._out += data
+            if len(self._out) > HIGH:
                 self._full = True
         if last:
             self._tail = []
@@ -246,13 +248,8 @@ class MessageStream(Stream):
             if room <= 0 or wire.transport.full:
                 wire.waiting.add(self)
                 break
-            data = out[0]
-            if len(data) > room:
-                view = memoryview(data)
-                data, out[0] = view[:room], view[room:]
-            else:
-                out.popleft()
-            self._unsent -= len(data)
+            data = bytes(out[: min(room, _PIECE)])
+            del out[: len(data)]
             self.stalled = 0
             connection.send_data(self, data, not out and self._tail == [])
         else:
@@ -261,7 +258,7 @@ class MessageStream(Stream):
             if self._tail is not None:
                 self._finish()
         wire.engine.mark(wire)
-        if self._full and self._unsent < LOW:
+        if self._full and len(out) < LOW:
             self._full = False
             self.on_room()
 

@@ -142,11 +142,19 @@ async def test_an_http2_client_is_led_to_a_backend_that_declares_http1(pair: tup
             client, "curl", "-sS", "-m", "20", "--http2-prior-knowledge", "-H", "Cookie: a=b", "-d", "abc",
             f"http://{VIP}/x?y",
         )  # fmt: skip
+        web.answer = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+        web.answer += b"Trailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"
+        heads = await run(client, "curl", "-sSi", "-m", "20", "--http2-prior-knowledge", f"http://{VIP}/")
+        web.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+        length = await run(client, "curl", "-sSI", "-m", "20", "--http2-prior-knowledge", f"http://{VIP}/")
     assert out == "ok"
-    (head,) = web.heads
+    assert heads.startswith("HTTP/2 103 \r\nlink: </a>\r\n\r\nHTTP/2 200 \r\n")
+    assert heads.endswith("\r\n\r\nokx-sum: 1\r\n")
+    assert "content-length: 5" in length
+    head = web.heads[0]
     assert head.startswith(b"POST /x?y HTTP/1.1\r\nhost: 10.96.0.1\r\n")
     assert b"\r\ncookie: a=b" in head
-    assert web.bodies == [b"abc"]
+    assert web.bodies[0] == b"abc"
 
 
 # -- gRPC --------------------------------------------------------------------------------------------------------------

@@ -201,6 +201,17 @@ def test_what_does_not_fit_a_window_waits_for_it_and_its_producer_is_stopped(kno
     assert not server.server.waiting
 
 
+def test_many_small_messages_of_one_turn_are_not_taken_for_answers_that_nobody_reads() -> None:
+    server = Server()
+    record = server.request()
+    record.responder.head(Response(200, [], -1))
+    for _ in range(12_000):
+        record.responder.data(b"x")
+    server.feed(frames.ping(b"12345678"))
+    assert not server.wire.closed
+    assert len(server.take()) == 12_002
+
+
 def test_a_producer_is_told_when_there_is_room_again() -> None:
     server = Server({Setting.INITIAL_WINDOW_SIZE: 0})
     record = server.request()
