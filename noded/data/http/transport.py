@@ -74,10 +74,14 @@ class Transport(Protocol):
         """Drop it now, so that the peer sees a reset."""
 
 
+_NO_SLOTS: tuple[str, ...] = ()
+"""Of two base classes only one may have slots; by a name, since mypy takes those it sees for all there are."""
+
+
 class Gathering:
     """What both kinds of transport do with what is written."""
 
-    __slots__: tuple[str, ...] = ()  # its subclasses have them: of two bases only one may
+    __slots__ = _NO_SLOTS
 
     if TYPE_CHECKING:
         _engine: Engine
