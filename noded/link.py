@@ -11,7 +11,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -90,10 +90,11 @@ class MeshUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`what` is `connections` or `tunnels`; answered by `Answer`."""
+    """`what` is `connections`, `tunnels`, `requests` or `endpoints`; answered by `Answer`."""
 
     request: int
     what: str
+    arguments: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -45,6 +46,9 @@ def application(parts: Parts) -> Starlette:
         ("GET", "/certs", _certs),
         ("GET", "/connections", _connections),
         ("GET", "/tunnels", _tunnels),
+        ("GET", "/requests", _requests),
+        ("GET", "/endpoints", _endpoints),
+        ("GET", "/mesh/routes", _routes),
         ("GET", "/capture", _capture),
         ("GET", "/config", _config),
         ("PUT", "/log-level", _log_level),
@@ -215,6 +219,36 @@ async def _connections(parts: Parts, request: Request) -> Any:
 
 async def _tunnels(parts: Parts, _request: Request) -> Any:
     return {"items": await parts.workers.query("tunnels")}
+
+
+async def _requests(parts: Parts, request: Request) -> Any:
+    given = dict(request.query_params)
+    if unknown := given.keys() - {"workload", "method", "path", "code", "after"}:
+        raise Invalid(f"unknown parameter {min(unknown)!r}", "use workload, method, path, code and after")
+    if not re.fullmatch(r"([1-5]xx|[0-9]{1,3})?", given.get("code", "")):
+        raise Invalid(f"{given['code']!r:.40} is no status", "write 503 or 5xx")
+    last = {}
+    for part in filter(None, given.pop("after", "").split(",")):
+        worker, _, number = part.partition("-")
+        last[worker] = number
+    arguments = given | {f"after.{worker}": number for worker, number in last.items()}
+    rows = await parts.workers.query("requests", arguments)
+    for row in rows:
+        worker, number = str(row["worker"]), row["id"]
+        last[worker] = number
+        row["id"] = f"{worker}-{number}"
+    after = ",".join(f"{worker}-{number}" for worker, number in sorted(last.items()))
+    return {"items": sorted(rows, key=lambda row: str(row["time"])), "after": after}
+
+
+async def _endpoints(parts: Parts, request: Request) -> Any:
+    wanted = request.query_params.get("service")
+    rows = view.endpoints(await parts.workers.query("endpoints"))
+    return {"items": [row for row in rows if wanted in (None, row["service"])]}
+
+
+async def _routes(parts: Parts, _request: Request) -> Any:
+    return {"items": [view.plain(route) for _, route in sorted(parts.state.snapshot.routes.items())]}
 
 
 async def _capture(parts: Parts, request: Request) -> Any:

@@ -186,13 +186,15 @@ class Workers:
         """All workers run and hold the newest snapshot."""
         return self.up and all(slot.worker is not None and not slot.worker.unapplied for slot in self._slots)
 
-    async def query(self, what: str, seconds: float = 2.0) -> list[dict[str, Any]]:
+    async def query(
+        self, what: str, arguments: dict[str, str] | None = None, seconds: float = 2.0
+    ) -> list[dict[str, Any]]:
         """Rows of all live workers, each with its `worker` index; those that don't answer in time are left out."""
         self._requests += 1
         request = self._requests
         asked = [(slot.index, slot.worker) for slot in self._slots if slot.worker is not None]
         for _, worker in asked:
-            worker.post(link.Query(request, what))
+            worker.post(link.Query(request, what, arguments or {}))
         await self._until(lambda: all(request in w.answers or not self._is_live(w) for _, w in asked), seconds)
         rows: list[dict[str, Any]] = []
         for index, worker in asked:

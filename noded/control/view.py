@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,28 @@ def policies(parts: Parts) -> list[dict[str, Any]]:
         ]
         rows.append({"kind": kind, **plain(policy), "applies_to": applies_to})
     return rows
+
+
+def endpoints(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`GET /endpoints`: what the workers see of each, as one. Their latencies are averaged."""
+    found: dict[tuple[str, int, str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["service"], row["port"], row["address"], row["target_port"]), []).append(row)
+    merged = []
+    for _, seen in sorted(found.items()):
+        used = [row["ewma_ms"] for row in seen if row["ewma_ms"]]
+        merged.append(
+            {
+                **{name: value for name, value in seen[0].items() if name != "worker"},
+                "active": sum(row["active"] for row in seen),
+                "ejected_seconds": max(row["ejected_seconds"] for row in seen),
+                "ejected_by": sum(row["ejected_seconds"] > 0 for row in seen),
+                "ewma_ms": sum(used) / len(used) if used else 0.0,
+                "consecutive_errors": max(row["consecutive_errors"] for row in seen),
+                "workers": len(seen),
+            }
+        )
+    return merged
 
 
 def gauges(parts: Parts) -> metrics.Gauges:

@@ -24,7 +24,9 @@ from noded.buckets import Buckets
 from noded.data.capture import Listener
 from noded.data.dial import Dialler
 from noded.data.engine import Engine
+from noded.data.http import endpoints
 from noded.data.http.proxy import HttpProxy
+from noded.data.http.tap import Filter
 from noded.data.inbound import Inbound
 from noded.data.node import LocalWorkload, Node
 from noded.data.outbound import Outbound
@@ -96,7 +98,9 @@ class Worker:
             case LimitGrants():
                 self.http.destinations.shared_limits.granted(message)
             case messages.Query():
-                await self._link.send(messages.Answer(message.request, msgpack.packb(self._rows(message.what))))
+                await self._link.send(
+                    messages.Answer(message.request, msgpack.packb(self._rows(message.what, message.arguments)))
+                )
             case messages.SetLogLevel():
                 logs.set_level(message.level)
             case messages.Drain():
@@ -205,9 +209,17 @@ class Worker:
     def _tunnels(self) -> list[Tunnel]:
         return [*self.pool.tunnels(), *(t for local in self.node.workloads.values() for t in local.tunnels)]
 
-    def _rows(self, what: str) -> list[dict[str, Any]]:
+    def _rows(self, what: str, arguments: dict[str, str]) -> list[dict[str, Any]]:
+        if what == "requests":
+            after = arguments.pop(f"after.{self.index}", "")
+            wanted = {name: text for name, text in arguments.items() if "." not in name}
+            return self.http.seen.taps.rows(Filter(**wanted), after)
+        if what == "endpoints":
+            return [row for one in self.http.destinations.all() for row in endpoints.rows(one)]
         if what == "connections":
             return self.node.tracker.rows(self.index)
+        if what == "failed":
+            return [*self.http.seen.recent.rows(self.index), *self.node.tracker.failed_rows(self.index)]
         if what == "tunnels":
             return [tunnel.row(self.index) for tunnel in self._tunnels()]
         raise RuntimeError(f"control asked for {what}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mesh.present.options import examples
-from noded.control.cli import acting, completion, looking
+from noded.control.cli import acting, completion, looking, requests
 from noded.control.cli.client import SOCKET, SOCKET_VARIABLE, Client
 from noded.control.cli.terminal import run
 
@@ -38,6 +38,9 @@ for _command in (
     looking.certs,
     looking.connections,
     looking.tunnels,
+    requests.requests,
+    requests.routes,
+    requests.endpoints,
     looking.capture,
     looking.config,
     looking.metrics,

@@ -33,7 +33,7 @@ class Client:
         transport = httpx.HTTPTransport(uds=self._path)
         return httpx.Client(transport=transport, base_url="http://noded", trust_env=False)
 
-    def get(self, path: str, doing: str = "waiting for noded", **query: str) -> Any:
+    def get(self, path: str, doing: str = "waiting for noded", /, **query: str) -> Any:
         """The JSON answer to a GET."""
         return self.send("GET", path, doing=doing, query=query)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mesh.present.table import Column, Row
-from mesh.present.units import ago, size, stamp, until
+from mesh.present.units import age, ago, milliseconds, size, stamp, until
 
 
 def workload_state(row: Row) -> str:
@@ -31,6 +31,25 @@ def _peer(row: Row) -> Any:
 def _effect(row: Row) -> str:
     effect = str(row.get("action") or row.get("mode") or "")
     return effect + (" (dry-run)" if row.get("dry_run") else "")
+
+
+def _parents(row: Row) -> list[str]:
+    parents = row.get("parents") or []
+    return [f"{one['service']}:{one['port']}" if one.get("port") else str(one["service"]) for one in parents]
+
+
+def _backends(row: Row) -> list[str]:
+    backends = [one for rule in row.get("rules") or [] for one in rule.get("backends") or []]
+    return list(dict.fromkeys(f"{one['service']}:{one['port']}" for one in backends))
+
+
+def _matches(row: Row) -> list[str]:
+    found = [match for rule in row.get("rules") or [] for match in rule.get("matches") or []]
+    return [f"{one.get('method') or '*'} {one.get('path')}" for one in found]
+
+
+def _seconds(value: float, now: float = 0) -> str:
+    return age(value)
 
 
 WORKERS = (
@@ -108,6 +127,50 @@ TUNNELS = (
     Column("SENT", "sent", size, right=True),
     Column("LOCAL-IDENTITY", "local_identity", wide=True),
     Column("FULL-PEER-IDENTITY", "peer_identity", wide=True),
+)
+
+REQUESTS = (
+    Column("TIME", "time"),
+    Column("DIRECTION", "direction", wide=True),
+    Column("WORKLOAD", "workload"),
+    Column("METHOD", "method"),
+    Column("AUTHORITY", "authority"),
+    Column("PATH", "path"),
+    Column("CODE", "response_code", right=True),
+    Column("FLAGS", "response_flags"),
+    Column("MS", "duration", right=True),
+    Column("RECEIVED", "bytes_received", size, right=True, wide=True),
+    Column("SENT", "bytes_sent", size, right=True, wide=True),
+    Column("UPSTREAM", "upstream_host"),
+    Column("ROUTE", "route_name", wide=True),
+    Column("SECURITY", "security", state=True, wide=True),
+    Column("POLICY", "policy", wide=True),
+    Column("REASON", "reason", wide=True),
+    Column("REQUEST-ID", "request_id", wide=True),
+    Column("ID", "id", wide=True),
+)
+
+ROUTES = (
+    Column("KIND", "kind"),
+    Column("NAMESPACE", "namespace"),
+    Column("NAME", "name"),
+    Column("SERVICES", _parents),
+    Column("RULES", lambda row: len(row.get("rules") or []), right=True),
+    Column("BACKENDS", _backends),
+    Column("MATCHES", _matches, wide=True),
+)
+
+ENDPOINTS = (
+    Column("SERVICE", "service"),
+    Column("PORT", "port", right=True),
+    Column("ADDRESS", lambda row: f"{row.get('address')}:{row.get('target_port')}"),
+    Column("WORKLOAD", "workload"),
+    Column("STATE", lambda row: "ejected" if row.get("ejected_seconds") else "healthy", state=True),
+    Column("ACTIVE", "active", right=True),
+    Column("LATENCY", lambda row: row.get("ewma_ms") or None, milliseconds, right=True),
+    Column("ERRORS", "consecutive_errors", right=True),
+    Column("EJECTED-FOR", lambda row: row.get("ejected_seconds") or None, _seconds, right=True, wide=True),
+    Column("LOCAL", "local", wide=True),
 )
 
 CAPTURE = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from click.shell_completion import get_completion_class
 
@@ -17,6 +19,12 @@ def workload_names(context: click.Context, parameter: click.Parameter, incomplet
     return [uid for uid in _local(context) if uid.startswith(incomplete)]
 
 
+def service_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """`namespace/name` of the services in the snapshot that begin so."""
+    found = [f"{item['namespace']}/{item['name']}" for item in _items(context, "/mesh/services")]
+    return [key for key in found if key.startswith(incomplete)]
+
+
 def bare_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Names alone, within `--namespace`."""
     prefix = f"{context.params.get('namespace') or 'default'}/{incomplete}"
@@ -24,14 +32,18 @@ def bare_names(context: click.Context, parameter: click.Parameter, incomplete: s
 
 
 def _local(context: click.Context) -> list[str]:
-    path = context.find_root().params.get("socket")
-    if not path:
+    return [f"{item['namespace']}/{item['name']}" for item in _items(context, "/workloads")]
+
+
+def _items(context: click.Context, path: str) -> list[dict[str, Any]]:
+    socket = context.find_root().params.get("socket")
+    if not socket:
         return []
     try:
-        items = Client(path, _PATIENCE).get("/workloads")["items"]
+        items: list[dict[str, Any]] = Client(socket, _PATIENCE).get(path)["items"]
     except (Failure, LookupError):
         return []
-    return [f"{item['namespace']}/{item['name']}" for item in items]
+    return items
 
 
 @examples(

@@ -99,6 +99,10 @@ class Destinations:
             found.refresh(snapshot, self._node.workloads, time.monotonic())
         return found
 
+    def all(self) -> Collection[Destination]:
+        """Those that were ever asked for."""
+        return self._all.values()
+
     def tick(self, now: float) -> None:
         """Call every 5 s."""
         for destination in self._all.values():

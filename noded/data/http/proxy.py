@@ -105,4 +105,5 @@ class HttpProxy:
         for session in list(self.sessions):
             session.tick()
         self.upstreams.tick()
+        self.seen.taps.tick()
         self.destinations.tick(time.monotonic())

@@ -10,7 +10,9 @@ from mesh.http1 import BadMessage
 from mesh.request_counts import RequestReport
 from noded.data.http import log_line
 from noded.data.http.log_line import json_line, text_line
+from noded.data.http.recent import Recent
 from noded.data.http.tally import Outcome, RequestEdge, RequestTally
+from noded.data.http.tap import Taps
 from noded.data.node import Node
 from noded.data.tracker import UNKNOWN
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 MAX_OUTCOMES = 4096
 """Tallies between two reports; requests beyond are counted in one sum only."""
 _MAX_STATUS = 16
+_FAILED = 400
+"""Statuses from here on say so."""
 _BEFORE = ("RBAC", "RL")
 """Flags of requests that the workload never saw."""
 
@@ -40,6 +44,9 @@ class Seen:
         self._text = node.tracker.text
         self._line = text_line if node.tracker.text else json_line
         self.tracing = node.tracing
+        self.recent = Recent()
+        self.taps = Taps(lines=node.tracker.logging and not node.tracker.text)
+        self._recent, self._watched = self.taps.recent, self.taps.watched
 
     def outbound(self, session: OutboundSession, exchange: OutboundExchange) -> None:
         """A local workload's request of a service is over."""
@@ -56,6 +63,8 @@ class Seen:
         if tally is None:
             upstream = format_address(host.address, host.port) if host is not None else ""
             tally = self._tally(edge, outcome, route, upstream, destination.port if destination is not None else 0)
+        if outcome[0] >= _FAILED or exchange.flags != "-":
+            self.recent.outbound(session, exchange, outcome[0])
         self._count(session, exchange, edge, tally)
 
     def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
@@ -77,6 +86,8 @@ class Seen:
         if tally is None:
             upstream = format_address(flow.target, flow.target_port) if exchange.flags not in _BEFORE else ""
             tally = self._tally(edge, outcome, None, upstream, flow.target_port)
+        if outcome[0] >= _FAILED or exchange.flags != "-":
+            self.recent.inbound(session, exchange, outcome[0])
         self._count(session, exchange, edge, tally)
 
     def refused(self, session: Session, error: BadMessage) -> None:
@@ -108,7 +119,23 @@ class Seen:
             self.tracing.end(exchange.span, session, exchange, edge, tally, seconds)
         tracker = self._node.tracker
         if tracker.logging:
-            tracker.log(self._line(tracker, session, exchange, edge, tally, seconds))
+            line = self._line(tracker, session, exchange, edge, tally, seconds)
+            tracker.log(line)
+            if self._recent is not None:
+                self._recent.append(line)
+        if self._watched:
+            self._show(session, exchange, edge, tally, seconds)
+
+    def _show(
+        self, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally, seconds: float
+    ) -> None:
+        """To those who watch."""
+        request, response = exchange.request, exchange.response
+        method, path = request.method.decode("latin-1"), (exchange.asked or request.path).decode("latin-1")
+        code = response.status if response is not None else 0
+        line = json_line(self._node.tracker, session, exchange, edge, tally, seconds)
+        for tap in self._watched.values():
+            tap.offer(session.flow.uid, method, path, code, line)
 
     def report(self) -> tuple[RequestReport, ...]:
         """What was counted since the last call."""

@@ -245,9 +245,9 @@ class Lab:
                     return message
         raise AssertionError(f"worker of {pod.name} ended: {pod.log.read_text() if pod.log else ''}")
 
-    async def query(self, pod: Pod, what: str) -> list[dict[str, Any]]:
+    async def query(self, pod: Pod, what: str, arguments: dict[str, str] | None = None) -> list[dict[str, Any]]:
         assert pod.link is not None
-        await pod.link.send(messages.Query(1, what))
+        await pod.link.send(messages.Query(1, what, arguments or {}))
         answer = await self.expect(pod, messages.Answer)
         rows: list[dict[str, Any]] = msgpack.unpackb(answer.rows)
         return rows

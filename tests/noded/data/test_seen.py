@@ -240,3 +240,34 @@ async def test_without_tracing_nothing_is_added(pair: tuple[Lab, Pod, Pod]) -> N
     with server(pod, 8080, web):
         await asked(client, GET)
     assert headers_of(web.heads[0]) == {b"host": b"web"}
+
+
+async def test_who_watches_sees_what_is_wanted_and_only_what_is_new(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    wanted = {"path": "/den*", "code": "4xx"}
+
+    async def asked_for(path: bytes) -> None:
+        await asked(client, GET.replace(b"/a?b=c", path))
+
+    with server(pod, 8080, Web()):
+        await asked_for(b"/denied")
+        await asked_for(b"/a")
+        await logged(client, 2)
+        (recent,) = await made.query(client, "requests", wanted)
+        await asked_for(b"/denied")
+        await asked_for(b"/other")
+        await logged(client, 4)
+        (new,) = await made.query(client, "requests", wanted | {"after.0": recent["id"]})
+    assert (recent["path"], recent["response_code"], new["path"]) == ("/denied", 403, "/denied")
+    assert new["id"] != recent["id"]
+    assert await made.query(client, "requests", wanted | {"after.0": new["id"]}) == []
+
+
+async def test_endpoints_show_how_they_fare(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    with server(pod, 8080, Web()):
+        await asked(client, GET)
+    (row,) = await made.query(client, "endpoints", {})
+    assert (row["service"], row["port"], row["address"], row["target_port"]) == ("shop/web", 80, pod.address, 8080)
+    assert (row["workload"], row["active"], row["ejected_seconds"]) == (pod.uid, 0, 0)
+    assert row["ewma_ms"] > 0

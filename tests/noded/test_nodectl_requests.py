@@ -1,0 +1,112 @@
+"""nodectl's commands about requests, against canned answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noded.control.cli import main
+from noded.control.view import endpoints
+from tests.unix_api import Api, Request, Result, bash_completes, invoke, serving
+
+ROW = {
+    "id": "0-77.3",
+    "worker": 0,
+    "time": "2026-11-20T15:47:06.318Z",
+    "workload": "shop/client",
+    "method": "GET",
+    "authority": "web.shop",
+    "path": "/a",
+    "response_code": 503,
+    "response_flags": "UF,URX",
+    "duration": 12,
+    "upstream_host": "10.77.2.2:8080",
+    "request_id": None,
+}
+ENDPOINT = {
+    "service": "shop/web",
+    "port": 80,
+    "address": "10.77.2.2",
+    "target_port": 8080,
+    "workload": "shop/web",
+    "local": False,
+    "active": 2,
+    "ejected_seconds": 0.0,
+    "ewma_ms": 4.0,
+    "consecutive_errors": 0,
+}
+ROUTE = {
+    "kind": "HTTPRoute",
+    "namespace": "shop",
+    "name": "web",
+    "parents": [{"service": "shop/web", "port": 80}],
+    "rules": [
+        {"matches": [{"path": "/", "method": ""}], "backends": [{"service": "shop/web", "port": 80}]},
+        {"matches": [{"path": "/v2", "method": "GET"}], "backends": [{"service": "shop/web-v2", "port": 80}]},
+    ],
+}
+
+
+class Nodectl:
+    def __init__(self, path: Path, api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path, self.api, self._capsys = str(path), api, capsys
+
+    def __call__(self, *args: str) -> Result:
+        return invoke(main, self._capsys, "--socket", self.path, *args)
+
+
+@pytest.fixture
+def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Nodectl]:
+    answers: dict[str, Any] = {
+        "GET /requests": {"items": [ROW], "after": "0-77.3"},
+        "GET /endpoints": {"items": endpoints([{**ENDPOINT, "worker": 0}])},
+        "GET /mesh/routes": {"items": [ROUTE]},
+        "GET /mesh/services": {"items": [{"namespace": "shop", "name": "web"}]},
+    }
+    with serving(tmp_path / "noded.sock", answers) as api:
+        yield Nodectl(tmp_path / "noded.sock", api, capsys)
+
+
+def test_requests_are_a_table_of_those_asked_for(nodectl: Nodectl) -> None:
+    row = nodectl("requests", "--path", "/a*", "--code", "5xx", "--method", "get", "--no-headers").out.split()
+    assert row[1:9] == ["shop/client", "GET", "web.shop", "/a", "503", "UF,URX", "12", "10.77.2.2:8080"]
+    assert nodectl.api.requests[-1].query == {"path": "/a*", "code": "5xx", "method": "GET"}
+
+
+def test_watching_goes_on_from_what_was_seen_and_ends_on_interrupt(nodectl: Nodectl) -> None:
+    asked: list[dict[str, str]] = []
+
+    def answer(request: Request) -> Any:
+        asked.append(request.query)
+        if len(asked) == 3:
+            return 503, {"error": {"message": "gone", "remedy": ""}}
+        return {"items": [{**ROW, "id": f"0-77.{len(asked)}"}], "after": f"0-77.{len(asked)}"}
+
+    nodectl.api.answers["GET /requests"] = answer
+    result = nodectl("requests", "--watch", "--interval", "0.1", "-o", "json")
+    assert [json.loads(line)["id"] for line in result.out.splitlines()] == ["0-77.1", "0-77.2"]
+    assert asked == [{}, {"after": "0-77.1"}, {"after": "0-77.2"}]
+
+
+def test_endpoints_of_several_workers_are_one(nodectl: Nodectl) -> None:
+    rows = [{**ENDPOINT, "worker": 0}, {**ENDPOINT, "worker": 1, "ewma_ms": 0.0, "ejected_seconds": 7.0}]
+    nodectl.api.answers["GET /endpoints"] = {"items": endpoints(rows)}
+    row = nodectl("endpoints", "--service", "shop/web", "--no-headers").out.split()
+    assert row == ["shop/web", "80", "10.77.2.2:8080", "shop/web", "ejected", "4", "4.0ms", "0"]
+    assert nodectl.api.requests[-1].query == {"service": "shop/web"}
+
+
+def test_routes_show_where_they_lead(nodectl: Nodectl) -> None:
+    row = nodectl("routes", "--no-headers", "-o", "wide").out
+    assert row.split()[:5] == ["HTTPRoute", "shop", "web", "shop/web:80", "2"]
+    assert "shop/web:80,shop/web-v2:80" in row.replace(", ", ",")
+    assert "GET /v2" in row
+
+
+def test_names_of_services_are_completed(nodectl: Nodectl, tmp_path: Path) -> None:
+    words = ["--socket", nodectl.path, "endpoints", "--service", "sh"]
+    assert bash_completes("noded.control.cli", "nodectl", words, tmp_path) == ["shop/web"]
