@@ -96,4 +96,4 @@ def test_the_tutorials_testbed_file_is_accepted() -> None:
     text = (DOCS / "tutorial/first-mesh.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     spec = parse(block, Path("/tmp/first/mesh.yaml"))
-    assert [pod.uid for pod in spec.pods] == ["shop/client", "shop/web", "other/outsider"]
+    assert [pod.uid for pod in spec.pods] == ["shop/client", "shop/web", "shop/web-v2", "other/outsider"]
