@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -48,13 +47,6 @@ class Mesh:
         self.limits.report(node, LimitReports({NAME: Report(10.0, wanted, **other)}))
 
 
-@pytest.fixture
-async def limits(autojump_clock: MockClock) -> AsyncIterator[trio.Nursery]:
-    async with trio.open_nursery() as nursery:
-        yield nursery
-        nursery.cancel_scope.cancel()
-
-
 async def started(nursery: trio.Nursery, mesh: Mesh) -> Mesh:
     """Long enough ago for its buckets to be full."""
     nursery.start_soon(mesh.limits.run)
@@ -65,8 +57,10 @@ async def started(nursery: trio.Nursery, mesh: Mesh) -> Mesh:
 TEN = RateLimit("all", 10, shared=True)
 
 
-async def test_what_there_is_is_granted_and_the_rest_dealt_out_as_it_comes(limits: trio.Nursery) -> None:
-    mesh = await started(limits, Mesh(TEN, "a", "b"))
+async def test_what_there_is_is_granted_and_the_rest_dealt_out_as_it_comes(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    mesh = await started(nursery, Mesh(TEN, "a", "b"))
     mesh.connect("a")
     mesh.connect("b")
     mesh.ask("a", 8)
@@ -79,9 +73,11 @@ async def test_what_there_is_is_granted_and_the_rest_dealt_out_as_it_comes(limit
     assert abs(mesh.got["a"] - 8 - mesh.got["b"]) <= 4, "not max-min fair"
 
 
-async def test_soon_after_a_start_there_are_no_tokens_saved_up(limits: trio.Nursery) -> None:
+async def test_soon_after_a_start_there_are_no_tokens_saved_up(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     mesh = Mesh(TEN, "a")
-    limits.start_soon(mesh.limits.run)
+    nursery.start_soon(mesh.limits.run)
     await trio.sleep(1)
     mesh.connect("a")
     mesh.ask("a", 10)
@@ -90,8 +86,8 @@ async def test_soon_after_a_start_there_are_no_tokens_saved_up(limits: trio.Nurs
     assert 4 <= mesh.got["a"] <= 6
 
 
-async def test_a_node_that_goes_leaves_its_part_to_the_others(limits: trio.Nursery) -> None:
-    mesh = await started(limits, Mesh(TEN, "a", "b"))
+async def test_a_node_that_goes_leaves_its_part_to_the_others(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    mesh = await started(nursery, Mesh(TEN, "a", "b"))
     mesh.connect("a")
     mesh.connect("b")
     for _ in range(20):
@@ -124,8 +120,10 @@ async def test_a_node_that_goes_leaves_its_part_to_the_others(limits: trio.Nurse
         Report(1.0, 5, consumers=2**63),
     ],
 )
-async def test_no_report_crashes_it_or_takes_more_than_a_fair_part(limits: trio.Nursery, hostile: Report) -> None:
-    mesh = await started(limits, Mesh(TEN, "a", "b"))
+async def test_no_report_crashes_it_or_takes_more_than_a_fair_part(
+    autojump_clock: MockClock, nursery: trio.Nursery, hostile: Report
+) -> None:
+    mesh = await started(nursery, Mesh(TEN, "a", "b"))
     mesh.connect("a")
     mesh.connect("b")
     message = decode(FromNode, encode(LimitReports({NAME: hostile, "shop/web/none": hostile, "": hostile}), FromNode))
@@ -138,8 +136,8 @@ async def test_no_report_crashes_it_or_takes_more_than_a_fair_part(limits: trio.
     assert mesh.consumers["a"] <= 2
 
 
-async def test_a_limit_that_changes_is_another(limits: trio.Nursery) -> None:
-    mesh = await started(limits, Mesh(TEN, "a"))
+async def test_a_limit_that_changes_is_another(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
+    mesh = await started(nursery, Mesh(TEN, "a"))
     mesh.connect("a")
     mesh.ask("a", 10)
     mesh.world = world(replace(TEN, requests=20), "a")
@@ -150,11 +148,13 @@ async def test_a_limit_that_changes_is_another(limits: trio.Nursery) -> None:
     assert mesh.got == {"a": 30}
 
 
-async def test_a_replica_has_as_much_of_a_limit_as_it_has_of_the_nodes(limits: trio.Nursery) -> None:
+async def test_a_replica_has_as_much_of_a_limit_as_it_has_of_the_nodes(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
     """Two replicas of the controller, which know nothing of each other, with one node and three."""
     names = ("a", "b", "c", "d")
-    first = await started(limits, Mesh(TEN, *names, replicated=True))
-    second = await started(limits, Mesh(TEN, *names, replicated=True))
+    first = await started(nursery, Mesh(TEN, *names, replicated=True))
+    second = await started(nursery, Mesh(TEN, *names, replicated=True))
     first.connect("a")
     for node in "bcd":
         second.connect(node)
