@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from controller.schema.documents import read
+from controller.schema.providers import ExtensionProvider, providers
 from controller.schema.strict import Strict, check, wrong
 from mesh.identity import IdentityError, check_trust_domain
+from mesh.model import MeshConfig
 from mesh.names import is_subdomain
+from mesh.paths import Normalization
 
 
 class ConfigError(Exception):
@@ -109,7 +112,21 @@ class Config(Strict):
     """Where Services without a clusterIP get theirs from: one range, or a list of one of each family."""
     monitoring_address: _Listen = Address("0.0.0.0", 15014)
     workload_certificate_hours: Annotated[int, Field(ge=1, le=24 * 30)] = 24
+    path_normalization: Literal["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"] = "BASE"
+    """The form that paths of requests are given before a rule is matched, as in Istio."""
+    extension_providers: list[ExtensionProvider] = Field(default=[], max_length=64)
+    """Whom policies of action CUSTOM ask, as in Istio."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def mesh_config(config: Config) -> MeshConfig:
+    """What of it the nodes are told."""
+    return MeshConfig(
+        config.trust_domain,
+        config.cluster,
+        path_normalization=Normalization(config.path_normalization),
+        providers=providers(config.extension_providers),
+    )
 
 
 def load(path: Path) -> Config:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from mesh.paths import Normalization
+
 HBONE_PORT = 15008
 OUTBOUND_PORT = 15001
 INBOUND_PORT = 15006
@@ -27,6 +29,37 @@ class MeshConfig:
     root_namespace: str = "nodemesh-system"
     ranges: tuple[str, ...] = ()
     """CIDRs that belong to the mesh: an address in one that the snapshot doesn't know is held, not passed through."""
+    path_normalization: Normalization = Normalization.BASE
+    """The form that paths of requests are given before a rule is matched."""
+    providers: tuple[ExtAuthz, ...] = ()
+    """Whom CUSTOM policies ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtAuthz:
+    """A service that is asked about requests: Istio's `envoyExtAuthzHttp`.
+
+    Headers are named exactly, as `prefix*` or `*suffix`, in lower case.
+    """
+
+    name: str
+    service: str
+    """`<namespace>/<name>`."""
+    port: int
+    path_prefix: str = ""
+    timeout: float = 600.0
+    """Seconds."""
+    fail_open: bool = False
+    status_on_error: int = 403
+    include_headers: tuple[str, ...] = ()
+    """Of the request, told beside method, path, and host."""
+    add_headers: tuple[tuple[str, str], ...] = ()
+    upstream_on_allow: tuple[str, ...] = ()
+    """Of its answer, put into the request."""
+    downstream_on_deny: tuple[str, ...] = ()
+    """Of its answer, shown to the client; all, if there are none here."""
+    downstream_on_allow: tuple[str, ...] = ()
+    """Of its answer, put into the workload's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +125,10 @@ class Action(enum.Enum):
 
     ALLOW = "ALLOW"
     DENY = "DENY"
+    AUDIT = "AUDIT"
+    """Decides nothing: what matches is marked in the log."""
+    CUSTOM = "CUSTOM"
+    """Requests that match are asked of a provider, before anything else is decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +213,8 @@ class Policy:
     rules: tuple[Rule, ...]
     selector: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
+    provider: str = ""
+    """Of CUSTOM, the name of an `ExtAuthz`."""
 
     @property
     def key(self) -> str:

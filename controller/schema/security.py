@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from controller.schema.meta import Selector
 from controller.schema.strict import Strict, wrong
+from mesh.authz.templates import check_template
 from mesh.names import is_label, is_subdomain
 
 _PRINCIPAL = re.compile(r"[a-z0-9._-]+/ns/[a-z0-9.-]+/sa/[a-z0-9.-]+\Z")
@@ -73,6 +74,48 @@ def _account(value: str) -> str:
     return value
 
 
+def _method(value: str) -> str:
+    bare = _middle(value, "a method")
+    if bare.islower():
+        raise wrong(f"{value!r} would never match: methods are in capitals", f"write it as {value.upper()!r}")
+    return value
+
+
+def _host(value: str) -> str:
+    bare = _middle(value, "a host")
+    if "/" in bare:
+        raise wrong(f"{value!r} is not a host", "write it as web.example.com, without scheme and path")
+    return value
+
+
+def _middle(value: str, what: str) -> str:
+    """It without the `*` at one of its ends. Raises if there is another, or blanks."""
+    _text(value)
+    bare = value[1:] if value.startswith("*") else value[:-1] if value.endswith("*") else value
+    if "*" in bare:
+        raise wrong(f"{value!r} has a '*' in the middle, where it stands for itself", "use it only at the start or end")
+    if any(character.isspace() for character in bare):
+        raise wrong(f"{value!r} is not {what}: it has a blank in it", "remove it")
+    return bare
+
+
+def _path(value: str) -> str:
+    _text(value)
+    if "{" in value or "}" in value:
+        try:
+            check_template(value)
+        except ValueError as error:
+            raise wrong(str(error), "write it as /a/{*}/b or /a/{**}") from error
+        return value
+    if "*" in value[1:-1]:
+        raise wrong(f"{value!r} has a '*' in the middle, where it stands for itself", "use {*} for one segment")
+    if value[0] not in "/*":
+        raise wrong(f"{value!r} would never match: paths begin with /", f"write it as {'/' + value!r}")
+    if "?" in value or "#" in value or any(character.isspace() for character in value):
+        raise wrong(f"{value!r} would never match: paths are matched without their query", "leave out what follows ?")
+    return value
+
+
 def _block(value: str) -> str:
     try:
         ipaddress.ip_network(value, strict=False)
@@ -113,6 +156,9 @@ Principals = list[Annotated[str, AfterValidator(_principal)]] | None
 Namespaces = list[Annotated[str, AfterValidator(_namespace)]] | None
 Accounts = Annotated[list[Annotated[str, AfterValidator(_account)]], Field(max_length=_MAX_ACCOUNTS)] | None
 Blocks = list[Annotated[str, AfterValidator(_block)]] | None
+Methods = list[Annotated[str, AfterValidator(_method)]] | None
+Hosts = list[Annotated[str, AfterValidator(_host)]] | None
+Paths = list[Annotated[str, AfterValidator(_path)]] | None
 Ports = list[Annotated[str, AfterValidator(_port)]] | None
 
 
@@ -129,9 +175,9 @@ class Source(Strict):
     not_principals: Principals = None
     """None of these identities. Plaintext has none, so it matches."""
     request_principals: Texts = None
-    """HTTP: never matches at layer 4 in an ALLOW rule, counts as matched in a DENY rule."""
+    """HTTP: issuer/subject of a valid token; `*` as in principals. Elsewhere ALLOW never, DENY always matches."""
     not_request_principals: Texts = None
-    """HTTP, likewise."""
+    """HTTP, likewise: none of these. A request without a token has none, so it matches."""
     namespaces: Namespaces = None
     """Namespaces of the client's identity; `*` as in principals."""
     not_namespaces: Namespaces = None
@@ -171,22 +217,22 @@ class From(Strict):
 class Operation(Strict):
     """`to[].operation`: all of its clauses must match, of each clause's values any."""
 
-    hosts: Texts = None
-    """HTTP: never matches at layer 4 in an ALLOW rule, counts as matched in a DENY rule."""
-    not_hosts: Texts = None
-    """HTTP, likewise."""
+    hosts: Hosts = None
+    """HTTP: as the client asks for it; `*` at the start or the end. Elsewhere ALLOW never, DENY always matches."""
+    not_hosts: Hosts = None
+    """HTTP, likewise: none of these hosts."""
     ports: Ports = None
     """Target ports, as texts."""
     not_ports: Ports = None
     """None of these target ports."""
-    methods: Texts = None
-    """HTTP, likewise."""
-    not_methods: Texts = None
-    """HTTP, likewise."""
-    paths: Texts = None
-    """HTTP, likewise."""
-    not_paths: Texts = None
-    """HTTP, likewise."""
+    methods: Methods = None
+    """HTTP, likewise: such as GET; POST for gRPC."""
+    not_methods: Methods = None
+    """HTTP, likewise: none of these methods."""
+    paths: Paths = None
+    """HTTP, likewise: normalised and without the query. `{*}` is one segment, `{**}` any number of them, once."""
+    not_paths: Paths = None
+    """HTTP, likewise: none of these paths."""
 
     @model_validator(mode="after")
     def _whole(self) -> Operation:
@@ -256,13 +302,14 @@ class Rule(Strict):
     """All of these conditions."""
 
 
-def _action(value: object) -> object:
-    if value in ("CUSTOM", "AUDIT"):
-        raise wrong(f"action {value} is not supported yet", "use ALLOW or DENY")
-    return value
-
-
 _targets = unsupported("attaching a policy with targetRef", "use 'selector' with the workloads' labels")
+
+
+class Provider(Strict):
+    """`provider`."""
+
+    name: Annotated[str, AfterValidator(_text)]
+    """One of `extensionProviders` in the controller's configuration."""
 
 
 class AuthorizationPolicySpec(Strict):
@@ -270,21 +317,24 @@ class AuthorizationPolicySpec(Strict):
 
     selector: Selector | None = None
     """Which workloads; without it all of the namespace, in nodemesh-system all of the mesh."""
-    action: Annotated[Literal["ALLOW", "DENY"] | None, BeforeValidator(_action)] = None
-    """ALLOW where it is left out. DENY policies are looked at first."""
+    action: Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"] | None = None
+    """ALLOW where it is left out. CUSTOM policies are looked at first, then DENY. AUDIT only marks the log."""
     rules: list[Rule] | None = None
     """Any of these must match; a rule `{}` matches everything."""
     target_ref: Annotated[Any, BeforeValidator(_targets)] = None
     """Not supported: use selector."""
     target_refs: Annotated[Any, BeforeValidator(_targets)] = None
     """Not supported: use selector."""
-    provider: Annotated[Any, BeforeValidator(unsupported("'provider'", "it belongs to action CUSTOM"))] = None
-    """Not supported: it belongs to action CUSTOM."""
+    provider: Provider | None = None
+    """Of CUSTOM: who is asked."""
 
     @model_validator(mode="after")
     def _whole(self) -> AuthorizationPolicySpec:
-        if self.action == "DENY" and self.rules is None:
-            raise wrong("a DENY policy without rules never applies", "add 'rules: [{}]' to deny everything")
+        if self.action in ("DENY", "AUDIT", "CUSTOM") and self.rules is None:
+            raise wrong(f"a policy of action {self.action} without rules never applies", "add 'rules: [{}]' for everything")
+        if (self.action == "CUSTOM") is (self.provider is None):
+            remedy = "add provider.name" if self.provider is None else "remove it, or set action: CUSTOM"
+            raise wrong("action CUSTOM and 'provider' belong together", remedy)
         return self
 
 

@@ -34,6 +34,7 @@ def policy(resource: Resource) -> Policy:
         ),
         _selector(spec),
         is_dry_run(resource.body["metadata"].get("annotations")),
+        (spec.get("provider") or {}).get("name") or "",
     )
 
 

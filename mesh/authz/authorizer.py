@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
-from mesh.authz.decider import Compiled, Decider, Denial, Peer, Permit, compiled, facts_of
+from mesh.authz.decider import Ask, Compiled, Decider, Denial, Peer, Permit, compiled, facts_of
 from mesh.authz.matching import Reads, reads_requests, reads_source_address
 from mesh.authz.requests import Requests
 from mesh.authz.selection import Mtls, applying, effective_mtls
 from mesh.message import Request
-from mesh.model import MtlsMode, PeerAuth, Policy
+from mesh.model import Action, MtlsMode, PeerAuth, Policy
 
 _MEMO = 1024
 """Verdicts remembered for each workload; some 300 bytes each, at worst."""
@@ -32,6 +32,8 @@ class Authorizer:
         self._connection = Decider((policy, compiled(policy, Reads.CONNECTION)) for policy in self.policies)
         self._by_source = any(map(reads_source_address, self.policies))
         self._reads_requests = any(map(reads_requests, self.policies))
+        self.asks_others = any(p.action is Action.CUSTOM and not p.dry_run for p in self.policies)
+        """Whether some requests are to be asked of others (`asks`) before they are checked."""
         self._rules: list[tuple[Policy, Compiled, Compiled]] | None = None
         """For requests: of each policy the tests whether a peer can have one that matches, and whether one does."""
         self._requests: dict[tuple[object, ...], Requests] = {}
@@ -65,8 +67,15 @@ class Authorizer:
     def check_request(self, peer: Peer, request: Request, claims: Mapping[str, Any] | None = None) -> Permit | Denial:
         """Decide on a request, whose path is normalised. `claims` are those of its JWT, if it has one that is valid.
 
-        Raises `ValueError` if an address in `peer` is not one.
+        CUSTOM policies are not among what decides: see `asks`. Raises `ValueError` if an address in `peer` is not one.
         """
+        return self._requests_of(peer).check(request, claims)
+
+    def asks(self, peer: Peer, request: Request, claims: Mapping[str, Any] | None = None) -> tuple[Ask, ...]:
+        """Who must permit a request before it is checked: the CUSTOM policies that match, one of each provider."""
+        return self._requests_of(peer).asks(request, claims)
+
+    def _requests_of(self, peer: Peer) -> Requests:
         if self._rules is None:
             self._rules = [(p, compiled(p, Reads.EITHER), compiled(p, Reads.REQUEST)) for p in self.policies]
         connection = self._key(peer)
@@ -74,7 +83,7 @@ class Authorizer:
             if len(self._requests) >= _MEMO:
                 self._requests.clear()
             requests = self._requests[connection] = Requests(self.strict(peer), facts_of(peer), self._rules)
-        return requests.check(request, claims)
+        return requests
 
     def _key(self, peer: Peer) -> tuple[object, ...]:
         return peer if self._by_source else (peer.identity, peer.destination_ip, peer.destination_port)

@@ -1,5 +1,5 @@
-"""Policies compiled, and Istio's order over them: any DENY that matches; no ALLOW at all; any ALLOW that matches; else
-denied.
+"""Policies compiled, and Istio's order over them: CUSTOM, where it cannot be asked; any DENY that matches; no ALLOW at
+all; any ALLOW that matches; else denied. AUDIT decides nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Permit:
     reason: str
     dry_run: tuple[str, ...]
     """What would be different if the dry-run policies were enforced: `<namespace>/<name> would deny`."""
+    audit: tuple[str, ...] = ()
+    """AUDIT policies that matched: `<namespace>/<name> rule <index>`."""
 
     def __post_init__(self, seal: _Seal) -> None:
         if seal is not _SEAL:
@@ -66,6 +68,8 @@ class Denial:
     reason: str
     dry_run: tuple[str, ...]
     """What would be different if the dry-run policies were enforced: `<namespace>/<name> would allow`."""
+    audit: tuple[str, ...] = ()
+    """AUDIT policies that matched, as in `Permit`."""
 
     @property
     def text(self) -> str:
@@ -74,6 +78,14 @@ class Denial:
             return self.reason
         rule = f" rule {self.rule}" if self.rule >= 0 else ""
         return f"{self.reason}: {self.policy}{rule}"
+
+
+class Ask(NamedTuple):
+    """A CUSTOM policy that matched."""
+
+    provider: str
+    policy: str
+    rule: int
 
 
 class Compiled(NamedTuple):
@@ -93,15 +105,25 @@ class Compiled(NamedTuple):
 class Decider:
     """Policies by what they do, compiled, and Istio's order over them."""
 
-    __slots__ = ("_allow", "_deny", "_dry_allow", "_dry_deny")
+    __slots__ = ("_allow", "_audit", "_custom", "_deny", "_dry_allow", "_dry_deny", "_requests")
 
-    def __init__(self, policies: Iterable[tuple[Policy, Compiled]]) -> None:
+    def __init__(self, policies: Iterable[tuple[Policy, Compiled]], *, requests: bool = False) -> None:
+        """`requests`: it decides on such, and CUSTOM policies were asked before."""
+        self._requests = requests
+        self._audit: list[Compiled] = []
+        self._custom: list[tuple[str, Compiled]] = []
         self._deny: list[Compiled] = []
         self._allow: list[Compiled] = []
         self._dry_deny: list[Compiled] = []
         self._dry_allow: list[Compiled] = []
         for policy, compiled in policies:
-            if policy.action is Action.DENY:
+            if policy.action is Action.CUSTOM:
+                if not policy.dry_run:
+                    self._custom.append((policy.provider, compiled))
+                continue
+            if policy.action is Action.AUDIT:
+                kind = self._audit
+            elif policy.action is Action.DENY:
                 kind = self._dry_deny if policy.dry_run else self._deny
             else:
                 kind = self._dry_allow if policy.dry_run else self._allow
@@ -109,22 +131,38 @@ class Decider:
 
     def decide(self, facts: Facts) -> Permit | Denial:
         """What they say."""
+        audit = self._audited(facts) if self._audit else ()
+        if self._custom and not self._requests and (asked := self.asks(facts)):
+            reason = "a CUSTOM policy applies, and nobody can be asked about what is not HTTP"
+            return Denial(asked[0].policy, asked[0].rule, reason, (), audit)
         for one in self._deny:
             if (rule := one.first_match(facts)) >= 0:
-                return Denial(one.key, rule, "matched a DENY policy", ())
+                return Denial(one.key, rule, "matched a DENY policy", (), audit)
         would_deny = [policy for policy in self._dry_deny if policy.first_match(facts) >= 0]
         would_allow = [policy for policy in self._dry_allow if policy.first_match(facts) >= 0]
         for one in self._allow:
             if (rule := one.first_match(facts)) >= 0:
-                return Permit(_SEAL, one.key, rule, "matched an ALLOW policy", _would("deny", would_deny))
+                return Permit(_SEAL, one.key, rule, "matched an ALLOW policy", _would("deny", would_deny), audit)
         if self._allow:
             named = ", ".join(policy.key for policy in self._allow[:_NAMED])
             more = f" and {len(self._allow) - _NAMED} more" if len(self._allow) > _NAMED else ""
             would = () if would_deny else _would("allow", would_allow)
-            return Denial("", -1, f"matched no ALLOW policy ({named}{more})", would)
+            return Denial("", -1, f"matched no ALLOW policy ({named}{more})", would, audit)
         if not would_deny and not would_allow:
             would_deny = self._dry_allow  # being the first ALLOW policies here, they would make denial the default
-        return Permit(_SEAL, "", -1, "no ALLOW policy applies", _would("deny", would_deny))
+        return Permit(_SEAL, "", -1, "no ALLOW policy applies", _would("deny", would_deny), audit)
+
+    def asks(self, facts: Facts) -> tuple[Ask, ...]:
+        """The CUSTOM policies that match, one of each provider."""
+        found: dict[str, Ask] = {}
+        for provider, one in self._custom:
+            if provider not in found and (rule := one.first_match(facts)) >= 0:
+                found[provider] = Ask(provider, one.key, rule)
+        return tuple(found.values())
+
+    def _audited(self, facts: Facts) -> tuple[str, ...]:
+        matched = ((one.key, one.first_match(facts)) for one in self._audit)
+        return tuple(f"{key} rule {rule}" for key, rule in matched if rule >= 0)
 
 
 def compiled(policy: Policy, reads: Reads) -> Compiled:

@@ -201,7 +201,7 @@ def held(rule: Rule, index: int, policy: Policy, facts: Facts, reads: Reads) -> 
     ]
     present = tuple(group for group in groups if group)
     clauses = tuple(test.clause for group in present for alternative in group for test in alternative)
-    allow = policy.action is not Action.DENY
+    allow = policy.action not in (Action.DENY, Action.CUSTOM)
     missed = [
         test.clause
         for group in present

@@ -102,7 +102,8 @@ _Move = tuple[tuple[Change, ...], Case]
 
 def _moves(judge: Judge, case: Case, verdict: Permit | Denial, taken: set[str]) -> Iterator[_Move]:
     """Steps towards the other verdict that leave alone what is `taken`."""
-    enforced = [policy for policy in judge.policies if not policy.dry_run]
+    decisive = (Action.ALLOW, Action.DENY)
+    enforced = [policy for policy in judge.policies if not policy.dry_run and policy.action in decisive]
     if isinstance(verdict, Denial) and verdict.policy and verdict.rule < 0:
         yield from _with_identity(enforced, case, taken)
         return

@@ -7,8 +7,8 @@ Semantics: https://istio.io/latest/docs/reference/config/security/authorization-
 - Identity clauses (principals, namespaces, service accounts) never match a peer without one, so their `not…` forms
   always do: `notPrincipals: ["*"]` is how one says "plaintext".
 - What cannot be evaluated (of a connection HTTP clauses; `connection.sni`, which HBONE does not have, an unknown key,
-  an unreadable value, a source, operation or condition that says nothing) makes an ALLOW rule match nothing, and counts
-  as matched in a DENY rule: either way, more is denied than was asked for.
+  an unreadable value, a source, operation or condition that says nothing) makes an ALLOW or AUDIT rule match nothing,
+  and counts as matched in a DENY or CUSTOM rule: either way, more is denied than was asked for.
 - Of a request: hosts match whatever their case, paths without their query, a header that comes twice as one with a
   comma. With no proxy in front that is trusted, the remote address is the peer's.
 """
@@ -116,7 +116,9 @@ def compile_rule(rule: Rule, action: Action, reads: Reads = Reads.CONNECTION) ->
     sources = [_source(source, reads) for source in rule.sources]
     operations = [_operation(operation, reads) for operation in rule.operations]
     conditions = [_condition(condition, reads) for condition in rule.conditions]
-    if action is Action.ALLOW and not all(clauses.evaluable for clauses in (*sources, *operations, *conditions)):
+    if action in (Action.ALLOW, Action.AUDIT) and not all(
+        clauses.evaluable for clauses in (*sources, *operations, *conditions)
+    ):
         return None
     tests = [_all(condition.tests) for condition in conditions]
     for alternatives in (operations, sources):
@@ -153,7 +155,7 @@ def _any(tests: list[Test]) -> Test:
 
 def reads_requests(policy: Policy) -> bool:
     """Whether a request can make a difference to `policy` that its connection does not make."""
-    return any(
+    return policy.action is Action.CUSTOM or any(
         any(source.http_clauses for source in rule.sources)
         or any(operation.http_clauses for operation in rule.operations)
         or any(request_fact(condition.key) is not None for condition in rule.conditions)

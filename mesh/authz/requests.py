@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mesh.authz.decider import Compiled, Decider, Denial, Permit
+from mesh.authz.decider import Ask, Compiled, Decider, Denial, Permit
 from mesh.authz.matching import Facts
 from mesh.message import Request
 from mesh.model import Policy
@@ -38,7 +38,7 @@ class Requests:
             policies.append((policy, Compiled(policy.key, tuple(one for one in exact.rules if one[0] in able))))
             for index in able:
                 names.update(c.key for c in policy.rules[index].conditions if c.key.startswith(_HEADER))
-        self._decider = Decider(policies)
+        self._decider = Decider(policies, requests=True)
         self._names = tuple(sorted(name[len(_HEADER) : -1].lower().encode() for name in names))
         """The headers that a rule asks for."""
         self._memo: dict[tuple[object, ...], Permit | Denial] = {}
@@ -60,15 +60,25 @@ class Requests:
                 self._memo[key] = verdict
         return verdict
 
+    def asks(self, request: Request, claims: Mapping[str, Any] | None) -> tuple[Ask, ...]:
+        """See `Authorizer.asks`. A peer that is denied whatever it asks is not asked about."""
+        if self._strict is not None:
+            return ()
+        values = tuple([_joined(request, name) for name in self._names]) if self._names else ()
+        return self._decider.asks(self._facts_of(request, values, claims))
+
     def _decide(
         self, request: Request, values: tuple[bytes | None, ...], claims: Mapping[str, Any] | None
     ) -> Permit | Denial:
+        return self._decider.decide(self._facts_of(request, values, claims))
+
+    def _facts_of(self, request: Request, values: tuple[bytes | None, ...], claims: Mapping[str, Any] | None) -> Facts:
         headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in zip(self._names, values, strict=True)
             if value is not None
         }
-        facts = replace(
+        return replace(
             self._facts,
             method=request.method.decode("latin-1"),
             path=request.path.partition(b"?")[0].decode("latin-1"),
@@ -77,7 +87,6 @@ class Requests:
             claims=claims,
             request_principal=principal_of(claims),
         )
-        return self._decider.decide(facts)
 
 
 def principal_of(claims: Mapping[str, Any] | None) -> str | None:

@@ -23,6 +23,11 @@ def paths(values: tuple[str, ...]) -> Callable[[Any], bool]:
     return lambda path: among(path) or any(matches(path) for matches in templates)
 
 
+def check_template(path: str) -> None:
+    """Raise `ValueError` for what holds braces and is no template."""
+    _template(path)
+
+
 @lru_cache(1024)
 def _template(template: str) -> Callable[[str], bool]:
     """Compile one. Raises `ValueError` for what is none."""

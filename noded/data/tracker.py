@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -18,6 +19,10 @@ from noded.sink import ATOMIC, Sink
 from noded.source_ports import SourcePorts
 
 UNKNOWN = Party("unknown", "unknown", "unknown", "unknown", "unknown")
+
+
+_FAILED = 256
+"""Connections that are remembered."""
 
 
 class Carrier(Protocol):
@@ -45,6 +50,7 @@ class Flow:
         "_destination_party",
         "_source_party",
         "_tracker",
+        "audit",
         "carrier",
         "client",
         "client_port",
@@ -87,6 +93,7 @@ class Flow:
         self.security = "none"
         self.policy = ""
         self.dry_run: tuple[str, ...] = ()
+        self.audit: tuple[str, ...] = ()
         self.carrier: Carrier | None = None
         self.state = "connecting"
         self.started = time.time()
@@ -108,7 +115,11 @@ class Flow:
 
     def decided(self, verdict: Permit | Denial) -> None:
         """Note what the policies said."""
-        self.policy, self.dry_run = verdict.policy, verdict.dry_run
+        self.policy, self.dry_run, self.audit = verdict.policy, verdict.dry_run, verdict.audit
+
+    def refused(self) -> None:
+        """Note that it did not come to asking them."""
+        self.policy, self.dry_run, self.audit = "", (), ()
 
     def establish(self) -> None:
         """The far side is connected; bytes may flow."""
@@ -147,6 +158,25 @@ class Flow:
             self._counted = now
         return now
 
+    def who(self, index: int) -> dict[str, Any]:
+        """Whose connection it is, as `GET /connections` and `GET /why` show it."""
+        outbound = self.direction == "outbound"
+        local = self.identity.uri if self.identity else ""
+        peer = self.peer_identity.uri if self.peer_identity else ""
+        return {
+            "id": f"{index}-{self.number}",
+            "worker": index,
+            "direction": self.direction,
+            "workload": self.uid,
+            "source": format_address(self.client, self.client_port),
+            "source_identity": local if outbound else peer,
+            "destination": format_address(self.destination, self.port),
+            "destination_identity": peer if outbound else local,
+            "target": format_address(self.target, self.target_port) if self.target else "",
+            "service": self.service,
+            "http": self.requests is not None,
+        }
+
     def _tally(self, flags: str) -> Tally:
         key = (
             self.direction == "outbound",
@@ -182,6 +212,8 @@ class Tracker:
         """Whether it is in Envoy's text format, else in JSON."""
         self._log = Sink(log_fd)
         self._flows: dict[int, Flow] = {}
+        self._failed: deque[tuple[Flow, float, str, str]] = deque(maxlen=_FAILED)
+        """With when and how they ended."""
         self._edges: dict[_Edge, Tally] = {}
         self._next = 0
         self._lines: list[str] = []
@@ -238,6 +270,8 @@ class Tracker:
         self._flows.pop(flow.number, None)
         if flow.direction == "passthrough":
             self.source_ports.release(flow.client_port)
+        if flags != "-" and flow.requests is None:
+            self._failed.append((flow, time.time(), flags, reason))
         if not self.logging or flow.requests is not None:
             return
         now = time.time()
@@ -266,6 +300,8 @@ class Tracker:
         }
         if flow.dry_run:
             line["dry_run"] = flow.dry_run
+        if flow.audit:
+            line["audit"] = flow.audit
         self.log(_to_json(line))
 
     def stamp(self, now: float = 0.0) -> str:
@@ -301,21 +337,9 @@ class Tracker:
         rows = []
         for flow in self._flows.values():
             received, sent = flow.carrier.counts() if flow.carrier else (0, 0)
-            outbound = flow.direction == "outbound"
-            local = flow.identity.uri if flow.identity else ""
-            peer = flow.peer_identity.uri if flow.peer_identity else ""
             rows.append(
                 {
-                    "id": f"{index}-{flow.number}",
-                    "worker": index,
-                    "direction": flow.direction,
-                    "workload": flow.uid,
-                    "source": format_address(flow.client, flow.client_port),
-                    "source_identity": local if outbound else peer,
-                    "destination": format_address(flow.destination, flow.port),
-                    "destination_identity": peer if outbound else local,
-                    "target": format_address(flow.target, flow.target_port) if flow.target else "",
-                    "service": flow.service,
+                    **flow.who(index),
                     "via": "tunnel" if flow.security == "mutual_tls" else "plaintext",
                     "policy": flow.policy,
                     "opened_at": flow.started,
@@ -325,6 +349,13 @@ class Tracker:
                 }
             )
         return rows
+
+    def failed_rows(self, index: int) -> list[dict[str, Any]]:
+        """The last connections that were denied or failed, as `GET /why` shows them, the last first."""
+        return [
+            {**flow.who(index), "kind": "connection", "at": at, "policy": flow.policy, "flags": flags, "reason": reason}
+            for flow, at, flags, reason in reversed(self._failed)
+        ]
 
 
 _to_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

@@ -138,6 +138,7 @@ class InboundExchange(Exchange):
         if self.done:
             return
         if isinstance(claims, Refusal):
+            self.session.flow.refused()
             headers = [(b"www-authenticate", claims.challenge)] if claims.challenge else None
             self.reply(claims.status, "-", claims.reason, headers)
             return
@@ -177,6 +178,7 @@ class InboundExchange(Exchange):
 
     def deny(self, status: int, reason: str, headers: Headers, body: bytes) -> None:
         """Answer as somebody else says who was asked."""
+        self.session.flow.refused()
         if (self.request.header(b"content-type") or b"").startswith(b"application/grpc"):
             self.reply(status, "UAEX", reason, text="denied")
             return

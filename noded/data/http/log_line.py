@@ -30,6 +30,7 @@ _DETAILS = {
     "RBAC": "rbac_access_denied",
     "RL": "request_rate_limited",
     "SI": "stream_idle_timeout",
+    "UAEX": "ext_authz_denied",
     "UF": "upstream_reset_before_response_started{connection_failure}",
     "UH": "no_healthy_upstream",
     "UO": "upstream_reset_before_response_started{overflow}",
@@ -59,6 +60,8 @@ def json_line(
     served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
     waited = int((exchange.answered_at - exchange.started) * 1000) if served else "null"
     dry_run = f',"dry_run":[{",".join(map(quoted, flow.dry_run))}]' if flow.dry_run else ""
+    if flow.audit:
+        dry_run += f',"audit":[{",".join(map(quoted, flow.audit))}]'
     return (
         f'{{"time":"{tracker.stamp(now)}","type":"request","start_time":"{tracker.stamp(now - seconds)}"'
         f',"method":{_text(request.method)},"authority":{_text(request.authority)}'

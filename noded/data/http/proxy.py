@@ -38,7 +38,11 @@ class HttpProxy:
         self.seen = Seen(node)
         self.tokens = Tokens(node.engine, timers)
         self.sessions: set[Session] = set()
-        self.normalization = Normalization.BASE
+
+    @property
+    def normalization(self) -> Normalization:
+        """The form that paths are given."""
+        return self.node.snapshot.config.path_normalization
 
     def concerns(self, vip: Vip) -> bool:
         """Whether connections to this port of a service may be HTTP, and it makes a difference here."""

@@ -150,6 +150,7 @@ class Lab:
         self.traffic: tuple[TrafficPolicy, ...] = ()
         self.settings: dict[str, Any] = {}
         """Of `Configure`, for workers yet to be started."""
+        self.config = MeshConfig(TRUST_DOMAIN, ranges=("10.79.0.0/16", "fd00:79::/64"))
         self.revision = 0
         self.switch = f"{self.prefix}-sw"
         ip("netns", "add", self.switch)
@@ -225,7 +226,7 @@ class Lab:
         for pod in self.pods.values():
             if pod.link is not None:
                 update = Update(
-                    "test", self.revision, 0, True, MeshConfig(TRUST_DOMAIN, ranges=("10.79.0.0/16", "fd00:79::/64")),
+                    "test", self.revision, 0, True, self.config,
                     workloads=tuple(self.workload(p) for p in self.pods.values()), services=self.services,
                     has_policies=True, policies=self.policies, peer_auths=self.peer_auths,
                     routes=self.routes, traffic=self.traffic, request_auths=self.request_auths,
