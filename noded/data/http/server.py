@@ -66,6 +66,7 @@ class Http1Server:
         "_closed",
         "_exchange",
         "_head",
+        "_held",
         "_http10",
         "_idle",
         "_keep_alive",
@@ -92,7 +93,7 @@ class Http1Server:
         self._exchange: Exchange | None = None
         self._receiving = self._keep_alive = self._chunked = self._http10 = False
         self._close = self._lingering = self._raw = self._closed = self._busy = False
-        self._peer_ended = self._head = False
+        self._peer_ended = self._head = self._held = False
         self._idle = True
         self.ticks = 0
 
@@ -156,7 +157,7 @@ class Http1Server:
         self._head = request.method == b"HEAD"
         if not request.authority:  # HTTP/1.0 may leave it out
             request.authority = self.authority
-        self._receiving, self._idle = True, False
+        self._receiving, self._idle, self._held = True, False, False
         exchange = self._exchange = self._begin(self, request)
         exchange.begin()
 
@@ -239,10 +240,12 @@ class Http1Server:
 
     def hold(self) -> None:
         """See `Responder`."""
+        self._held = True
         self.transport.hold()
 
     def release(self) -> None:
         """See `Responder`."""
+        self._held = False
         if not self._parser.waiting:
             self.transport.release()
 
@@ -251,11 +254,12 @@ class Http1Server:
     def _settle(self) -> None:
         """Where no exchange is under way, go on with what came in the meantime, or end."""
         parser = self._parser
+        went_on = False
         while self._exchange is None and not (self._idle or self._closed or self._lingering):
             if self._receiving or self._close or (self._peer_ended and not parser.waiting):
                 self._linger()  # also if it was answered before all of the request was there
                 return
-            self._idle = self._busy = True
+            went_on = self._idle = self._busy = True
             try:
                 parser.proceed()
             except BadMessage as error:
@@ -266,6 +270,8 @@ class Http1Server:
         if self._exchange is not None:
             if parser.waiting:
                 self.transport.hold()
+            elif went_on and not self._held:
+                self.transport.release()
         elif self._peer_ended:
             self._over("-", "")
         else:

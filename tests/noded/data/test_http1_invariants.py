@@ -1,0 +1,316 @@
+"""Whatever happens, in whatever order: nobody gets another's answer, nothing is sent twice that must not be, and at the
+end nothing is left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+
+from mesh.http1 import ResponseParser
+from mesh.message import Headers, Response
+from mesh.route import Limits
+from mesh.traffic import RetryPolicy
+from tests.noded.data.http1_world import Backend, World
+
+_LIMITS = (
+    Limits(),
+    Limits(retries=RetryPolicy(attempts=2, codes=(503,))),
+    Limits(timeout=10, try_timeout=1, retries=RetryPolicy(attempts=3, codes=(500, 503))),
+)
+_EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+
+
+@dataclass
+class Answer:
+    response: Response
+    body: bytearray = field(default_factory=bytearray)
+    complete: bool = False
+
+
+class Client:
+    """The client's end: what it asked, and the answers that it understands."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, bytes, bytes]] = []
+        """Method, path, body."""
+        self.answers: list[Answer] = []
+        self.last = False
+        """An answer said that no other follows."""
+        self._parser = ResponseParser(self)
+
+    def asks(self, method: bytes, path: bytes, body: bytes) -> None:
+        self.asked.append((method, path, body))
+        self._parser.expect(method)
+
+    def read(self, data: bytes) -> None:
+        self._parser.feed(data)
+
+    def on_informational(self, response: Response) -> None:
+        pass
+
+    def on_response(self, response: Response, keep_alive: bool) -> None:
+        assert not self.last, "an answer behind one that said it was the last"
+        self.last = not keep_alive
+        self.answers.append(Answer(response))
+
+    def on_body(self, data: bytes) -> None:
+        self.answers[-1].body += data
+
+    def on_end(self, trailers: Headers) -> None:
+        self.answers[-1].complete = True
+
+    def on_rest(self, data: bytes) -> None:
+        raise AssertionError("no upgrade was asked for")
+
+
+class Story:
+    """What one seed has happen."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.pick = self.random.choice
+        self.world = World(self.pick(_LIMITS))
+        self.client = Client()
+        self.to_send = bytearray()
+        self.partial: dict[Backend, bytes] = {}
+        self.gone = self.silent = False
+
+    def go(self, steps: int) -> None:
+        rare = (self.send_nonsense, self.leave, self.drain, self.tick)
+        often = (self.ask, self.send, self.connect, self.backends_read, self.answer, self.client_reads)
+        other = (
+            self.client_stalls, self.backend_stalls, self.begin_an_answer, self.end_an_answer, self.inform,
+            self.misbehave, self.time_passes,
+        )  # fmt: skip
+        for _ in range(steps):
+            self.pick(self.random.choices((often, other, rare), (100, 20, 1))[0])()
+        self.rest()
+
+    def backend(self, *, asked: bool) -> Backend | None:
+        """One whose request (`asked`) awaits an answer, or one that has none to answer."""
+        found = [
+            b for b in self.world.backends
+            if b.wire.open and b.wire.established and (b.answered < len(b.requests)) == asked and b not in self.partial
+        ]  # fmt: skip
+        return self.pick(found) if found else None
+
+    # -- the client ---------------------------------------------------------------------------------------------------
+
+    def ask(self) -> None:
+        if self.gone or self.silent or len(self.to_send) > 200_000:
+            return
+        method = self.pick((b"GET", b"POST", b"PUT", b"HEAD"))
+        size = self.pick((0, 0, 1, 100, 70_000))
+        extra = self.random.choices(
+            (b"", b"Connection: upgrade\r\nUpgrade: x\r\n", b"Connection: close\r\n"), (20, 3, 1)
+        )
+        path = b"/%d" % len(self.client.asked)
+        body = (b"<%d>" % len(self.client.asked) * size)[:size]
+        self.client.asks(method, path, body)
+        head = b"%b %b HTTP/1.1\r\nHost: web\r\n%b" % (method, path, extra[0])
+        if self.pick((True, False)):
+            framed = b"%x\r\n%b\r\n" % (size, body) if size else b""
+            self.to_send += head + b"Transfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
+        else:
+            self.to_send += head + (b"Content-Length: %d\r\n" % size if size else b"") + b"\r\n" + body
+
+    def send(self) -> None:
+        if self.to_send and not self.gone:
+            size = self.pick((1, 20, 40, 1000, 100_000, 1_000_000))
+            data = bytes(self.to_send[:size])
+            del self.to_send[:size]
+            self.world.client.feed(data)
+
+    def send_nonsense(self) -> None:
+        if not self.gone and not self.silent and not self.to_send:
+            self.silent = True
+            self.client.asks(b"GET", b"/nonsense", b"")
+            self.world.client.feed(b"\0")
+
+    def leave(self) -> None:
+        if not self.gone:
+            self.gone = True
+            if self.pick((True, False)):
+                self.world.client.feed_eof()
+            else:
+                self.world.client.lose()
+
+    def client_reads(self) -> None:
+        wire = self.world.client
+        wire.flush()
+        self.client.read(bytes(wire.delivered))
+        wire.delivered.clear()
+        wire.pump()
+
+    def client_stalls(self) -> None:
+        self.world.client.full = True
+
+    # -- backends -----------------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        waiting = [b for b in self.world.backends if not b.wire.established and not b.wire.closed]
+        if waiting:
+            backend = self.pick(waiting)
+            if self.random.random() < 0.9:
+                backend.wire.established = True
+            else:
+                backend.wire.lose()
+
+    def backends_read(self) -> None:
+        for backend in list(self.world.backends):
+            backend.wire.flush()
+            if not backend.wire.was_reset:
+                backend.read()
+            backend.wire.pump()
+
+    def backend_stalls(self) -> None:
+        if (backend := self.backend(asked=True)) is not None:
+            backend.wire.full = True
+
+    def answer(self) -> None:
+        backend = self.backend(asked=True)
+        if backend is None or (backend.complete < len(backend.requests) and self.random.random() < 0.9):
+            return
+        request = backend.requests[-1][0]
+        status = self.pick((200, 200, 200, 200, 404, 500, 503))
+        body = request.path + b" " + b"b" * self.pick((0, 10, 5000))
+        framing = self.pick(("length", "length", "length", "chunked", "eof"))
+        if framing == "length":
+            raw = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+        elif framing == "chunked":
+            raw = b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            raw = b"HTTP/1.1 %d X\r\n\r\n" % status
+        if request.method != b"HEAD":
+            raw += body
+        backend.next()
+        raw += self.random.choices((b"", _EVIL, b"x"), (8, 1, 1))[0]
+        step = len(raw) // self.pick((1, 2, 7)) + 1
+        for at in range(0, len(raw), step):
+            backend.wire.feed(raw[at : at + step])
+        if framing == "eof":
+            backend.wire.feed_eof()
+
+    def begin_an_answer(self) -> None:
+        backend = self.backend(asked=True)
+        if backend is not None and backend.requests[-1][0].method != b"HEAD":
+            path = backend.requests[-1][0].path
+            self.partial[backend] = b"rest"
+            backend.wire.feed(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%b " % (len(path) + 5, path))
+
+    def end_an_answer(self) -> None:
+        if not self.partial:
+            return
+        backend = self.pick(list(self.partial))
+        rest = self.partial.pop(backend)
+        how = self.pick(("complete", "complete", "eof", "lost"))
+        if how == "complete":
+            backend.next()
+            backend.wire.feed(rest)
+        elif how == "eof":
+            backend.wire.feed_eof()
+        else:
+            backend.wire.lose()
+
+    def inform(self) -> None:
+        if (backend := self.backend(asked=True)) is not None:
+            backend.wire.feed(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+
+    def misbehave(self) -> None:
+        asked = self.pick((True, False))
+        backend = self.backend(asked=asked)
+        if backend is None:
+            return
+        how = self.random.random()
+        if how < 0.3:
+            backend.wire.lose()
+        elif how < 0.6:
+            backend.wire.feed_eof()
+        elif not asked:  # else nobody could tell it from an answer
+            backend.wire.feed(self.pick((_EVIL, b"220 hello\r\n")))
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def time_passes(self) -> None:
+        if self.world.timers.set:
+            self.pick(self.world.timers.set).fire()
+
+    def tick(self) -> None:
+        for _ in range(self.pick((1, 4, 13, 61))):
+            self.world.server.tick()
+
+    def drain(self) -> None:
+        self.world.server.drain()
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        for (method, path, _body), answer in zip(self.client.asked, self.client.answers, strict=False):
+            if answer.body and answer.response.header(b"content-type") is None:  # else it is of the proxy's own
+                begins = bytes(answer.body[: len(path) + 1])
+                assert begins == (path + b" ")[: len(begins) if not answer.complete else None], f"{path!r}: {begins!r}"
+            assert method != b"HEAD" or not answer.body
+        bodies = {path: body for _, path, body in self.client.asked}
+        for path, body in self.world.complete:
+            assert body == bodies[path]
+        for method, path, _ in self.client.asked:
+            times = [which for which, _ in self.world.arrived].count(path)
+            assert times <= 1 or method != b"POST", "what is not idempotent was sent twice"
+
+    def settle(self) -> None:
+        """Let it come to rest: connections are made, backends answer, the client reads."""
+        world, quiet = self.world, 0
+        while quiet < 4:
+            before = len(world.over), len(world.arrived), len(world.backends), len(self.to_send)
+            self.send()
+            for backend in world.backends:
+                if not backend.wire.established and not backend.wire.closed:
+                    backend.wire.established = True
+            self.backends_read()
+            for backend in world.backends:
+                if backend.wire.open and backend in self.partial:
+                    self.partial.pop(backend)
+                    backend.next()
+                    backend.wire.feed(b"rest")
+                elif backend.wire.open and backend.answered < len(backend.requests) == backend.complete:
+                    request = backend.requests[-1][0]
+                    backend.next()
+                    length = len(request.path) + 1
+                    body = request.path + b" " if request.method != b"HEAD" else b""
+                    backend.wire.feed(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n" % length + body)
+            self.client_reads()
+            for timer in list(world.timers.set):
+                timer.fire()
+            after = len(world.over), len(world.arrived), len(world.backends), len(self.to_send)
+            quiet = quiet + 1 if before == after else 0
+
+    def rest(self) -> None:
+        world = self.world
+        self.settle()
+        self.check()
+        unfinished = sum(len(body) for _, _, body in self.client.asked) and self.to_send
+        if not unfinished:
+            assert len(world.over) == len(world.exchanges), "an exchange never ended"
+        assert sum(host.active for host in world.hosts) == world.gauge.under_way
+        assert world.gauge.under_way == len(world.exchanges) - len(world.over)
+        assert world.timers.set == []
+        for connection in world.connections:
+            if connection._exchange is None:
+                assert not connection.transport.held  # type: ignore[attr-defined]
+        assert len(world.ended) <= 1
+        if not self.gone and not world.ended and not world.server._lingering:
+            assert len(self.client.answers) == len(self.client.asked)
+            assert all(answer.complete for answer in self.client.answers)
+            assert not world.client.held
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_exchanges_end_once_and_answers_are_their_own(part: int) -> None:
+    for seed in range(part * 250, part * 250 + 250):
+        try:
+            Story(seed).go(200)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}") from error
