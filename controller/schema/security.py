@@ -331,7 +331,9 @@ class AuthorizationPolicySpec(Strict):
     @model_validator(mode="after")
     def _whole(self) -> AuthorizationPolicySpec:
         if self.action in ("DENY", "AUDIT", "CUSTOM") and self.rules is None:
-            raise wrong(f"a policy of action {self.action} without rules never applies", "add 'rules: [{}]' for everything")
+            raise wrong(
+                f"a policy of action {self.action} without rules never applies", "add 'rules: [{}]' for everything"
+            )
         if (self.action == "CUSTOM") is (self.provider is None):
             remedy = "add provider.name" if self.provider is None else "remove it, or set action: CUSTOM"
             raise wrong("action CUSTOM and 'provider' belong together", remedy)
