@@ -8,7 +8,7 @@ from mesh.h2.connection import LOCAL_ENDED, MAX_STREAMS, Budget, ConnectionFaile
 from mesh.h2.frames import ErrorCode
 from mesh.h2.headers import Fields
 from mesh.h2.messages import read_response, write_request
-from mesh.http1 import BadMessage
+from mesh.http1 import BadMessage, Limits
 from mesh.message import Headers, Request
 from noded.data.engine import Engine
 from noded.data.http.streams import Http2, MessageStream
@@ -21,6 +21,11 @@ _IDLE_TICKS = 12
 _PING_TICKS, _DEAD_TICKS = 62, 74
 """Ticks of silence on a connection with streams: after which the backend is asked for a sign of life, and given up.
 gRPC's servers take more than one PING in 5 minutes for abuse."""
+
+
+_STUCK_TICKS = 12
+"""Ticks that a backend may leave all that we send unread, while that is too much to add to."""
+_MOST_INFORMED = Limits().informational
 
 
 class Keeper(Protocol):
@@ -36,7 +41,7 @@ class Keeper(Protocol):
 class Http2Client(Http2):
     """Reads a transport; its streams are the calls of exchanges."""
 
-    __slots__ = ("_idle", "_keeper", "_pinged", "_silent", "carried", "reason")
+    __slots__ = ("_idle", "_keeper", "_sent", "_silent", "_stuck", "carried", "reason")
 
     def __init__(self, engine: Engine, budget: Budget, keeper: Keeper) -> None:
         super().__init__(engine, budget, client=True)
@@ -45,7 +50,7 @@ class Http2Client(Http2):
         """Requests so far."""
         self.reason = ""
         """Why it is closed, if it broke."""
-        self._idle = self._silent = 0
+        self._idle = self._silent = self._sent = self._stuck = 0
         self.connection.peer_max_streams = keeper.streams
 
     def on_ready(self) -> None:
@@ -110,6 +115,12 @@ class Http2Client(Http2):
         if self.stalled():
             self.lost("the backend sent no SETTINGS, or only half a frame")
             return
+        sent, transport = self._sent, self.transport
+        self._sent = transport.sent
+        self._stuck = self._stuck + 1 if transport.full and transport.sent == sent else 0
+        if self._stuck > _STUCK_TICKS:
+            self.lost("the backend does not read")
+            return
         self._idle = 0 if connection.streams else self._idle + 1
         self._silent = 0 if self.heard else self._silent + 1
         self.heard = False
@@ -126,7 +137,7 @@ class Http2Client(Http2):
 class ClientStream(MessageStream):
     """A request on its way to a backend."""
 
-    __slots__ = ("_answered", "_head_only", "_refused", "carried")
+    __slots__ = ("_answered", "_head_only", "_informed", "_refused", "carried")
 
     wire: Http2Client
 
@@ -135,6 +146,8 @@ class ClientStream(MessageStream):
         self.exchange = exchange
         self.carried = wire.carried
         self._answered = self._head_only = self._refused = False
+        self._informed = 0
+        """Informational answers so far."""
 
     # -- as the exchange's call ---------------------------------------------------------------------------------------
 
@@ -180,7 +193,11 @@ class ClientStream(MessageStream):
             self.malformed(error)
             return
         if response.status < 200:
-            exchange.on_informational(response)
+            self._informed += 1
+            if self._informed > _MOST_INFORMED:
+                self.malformed(BadMessage(502, "too many informational answers"))
+            else:
+                exchange.on_informational(response)
             return
         self._answered = True
         self._to_come = response.length

@@ -47,6 +47,7 @@ class Wire:
     established = True
 
     def __init__(self) -> None:
+        self.sent = 0
         self.written = bytearray()
         self.full = self.held = self.closed = False
 
@@ -295,6 +296,7 @@ def test_an_answer_in_one_frame_is_complete() -> None:
     "wire",
     [
         pytest.param(frames.headers(1, encode_field(b"a", b"b"), False), id="no status"),
+        pytest.param(frames.headers(1, encode_field(b":status", b"103"), False) * 33, id="too many informational"),
         pytest.param(data(1, b"x"), id="a body before the status"),
         pytest.param(data(1, b"", end=True), id="the end before the status"),
         pytest.param(frames.headers(1, OK, False) + frames.headers(1, OK, False), id="headers twice"),
@@ -406,6 +408,19 @@ def test_a_silent_backend_is_asked_less_often_than_grpc_servers_mind() -> None:
     for _ in range(15):
         client.client.tick()
     assert exchange.names() == ["on_failed"]
+
+
+def test_a_backend_that_does_not_read_is_given_up_in_a_minute() -> None:
+    client = Client()
+    exchange, _ = client.call()
+    client.wire.full = True
+    for _ in range(20):
+        client.wire.sent += 1
+        client.client.tick()
+    assert not exchange.events
+    for _ in range(13):
+        client.client.tick()
+    assert exchange.events[0][1] == "the backend does not read"
 
 
 def test_a_backend_that_never_greets_is_given_up() -> None:
