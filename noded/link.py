@@ -90,7 +90,9 @@ class MeshUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`what` is `connections`, `tunnels`, `requests` or `endpoints`; answered by `Answer`."""
+    """`what` is `connections`, `tunnels`, `requests`, `endpoints`, or `failed` (connections and requests); answered by
+    `Answer`.
+    """
 
     request: int
     what: str

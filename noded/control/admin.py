@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from noded import logs
-from noded.control import metrics, view
+from noded.control import metrics, view, why
 from noded.control.failure import CannotRun, Failure, Invalid
 from noded.control.records import parse_request
 from noded.control.view import Parts
@@ -49,6 +49,8 @@ def application(parts: Parts) -> Starlette:
         ("GET", "/requests", _requests),
         ("GET", "/endpoints", _endpoints),
         ("GET", "/mesh/routes", _routes),
+        ("GET", "/why", _failed),
+        ("GET", "/why/{id}", _why),
         ("GET", "/capture", _capture),
         ("GET", "/config", _config),
         ("PUT", "/log-level", _log_level),
@@ -249,6 +251,14 @@ async def _endpoints(parts: Parts, request: Request) -> Any:
 
 async def _routes(parts: Parts, _request: Request) -> Any:
     return {"items": [view.plain(route) for _, route in sorted(parts.state.snapshot.routes.items())]}
+
+
+async def _failed(parts: Parts, _request: Request) -> Any:
+    return {"items": await why.rows(parts)}
+
+
+async def _why(parts: Parts, request: Request) -> Any:
+    return await why.why(parts, request.path_params["id"])
 
 
 async def _capture(parts: Parts, request: Request) -> Any:

@@ -81,6 +81,7 @@ def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Node
         "GET /workloads": {"items": [WEB]},
         "GET /connections": {"items": [CONNECTION]},
         "GET /capture": {"items": [CAPTURED]},
+        "GET /why": {"items": [FAILED]},
     }
     with serving(tmp_path / "noded.sock", answers) as api:
         yield Nodectl(tmp_path / "noded.sock", api, capsys)
@@ -223,6 +224,95 @@ def test_capture_verify_exits_1_upon_drift_and_shows_it(nodectl: Nodectl, output
 def test_capture_verify_exits_1_when_nothing_is_installed(nodectl: Nodectl) -> None:
     nodectl.answers(GET_capture={"items": [{**CAPTURED, "installed": False}]})
     assert nodectl("capture", "--verify").status == 1
+
+
+FAILED = {
+    "id": "0-r3",
+    "kind": "request",
+    "at": NOW,
+    "worker": 0,
+    "direction": "inbound",
+    "workload": "shop/web",
+    "source": "10.77.0.9:40000",
+    "source_identity": "spiffe://cluster.local/ns/shop/sa/client",
+    "destination": "10.77.0.2:8080",
+    "target": "10.77.0.2:8080",
+    "method": "GET",
+    "authority": "web",
+    "path": "/admin\x1b[2J",
+    "code": 403,
+    "flags": "RBAC",
+    "reason": "matched a DENY policy: shop/p rule 0",
+}
+CLAUSE = {
+    "place": "to[0]", "name": "paths", "wanted": ["/admin*"], "negated": False, "value": "/admin", "met": True,
+    "problem": "",
+}  # fmt: skip
+FLIP = {"what": "path", "to": "/", "clause": "paths", "wanted": ["/admin*"], "among": False}
+DENIED = {
+    "allowed": False,
+    "policy": "shop/p",
+    "rule": 0,
+    "reason": "matched a DENY policy",
+    "dry_run": [],
+    "nearest": None,
+    "steps": [
+        {
+            "policy": "shop/p",
+            "action": "DENY",
+            "dry_run": False,
+            "matched": 0,
+            "decided": True,
+            "rules": [{"rule": 0, "matched": True, "clauses": [CLAUSE], "missed": []}],
+        }
+    ],
+    "flips": [{"changes": [FLIP], "allowed": True, "policy": "", "rule": -1}],
+}
+EXPLAINED = {"what": FAILED, "verdict": DENIED, "route": None, "target": None, "notes": ["something changed"]}
+
+
+def test_what_was_denied_or_failed_is_listed(nodectl: Nodectl) -> None:
+    nodectl.answers(GET_why={"items": [FAILED]})
+    out = nodectl("why").out
+    assert all(word in out for word in ("0-r3", "shop/client", "GET /admin", "403", "RBAC", "shop/p rule 0"))
+    assert "\x1b" not in out
+    nodectl.answers(GET_why={"items": [{**CONNECTION, "kind": "connection", "at": NOW, "flags": "UF"}]})
+    assert "10.77.1.2:8080" in nodectl("why").out
+
+
+def test_why_a_request_was_denied_is_told_by_clause_and_with_what_would_do(nodectl: Nodectl) -> None:
+    nodectl.api.answers["GET /why/0-r3"] = EXPLAINED
+    result = nodectl("why", "0-r3")
+    assert result.status == 0
+    assert "\x1b" not in result.out
+    head, lines = result.out.split("\n\n")
+    assert "inbound request 0-r3 of shop/web" in head
+    assert "403 RBAC matched a DENY policy" in head
+    assert lines.splitlines() == [
+        "note: something changed",
+        "denied: matched a DENY policy: shop/p rule 0",
+        "  decided by DENY shop/p rule 0",
+        "    to[0] paths: '/admin' is like /admin*",
+        "  would be allowed if path were not like /admin*, e.g. /",
+    ]
+    assert json.loads(nodectl("why", "0-r3", "-o", "json").out) == EXPLAINED
+
+
+def test_why_an_open_connection_goes_where_it_does(nodectl: Nodectl) -> None:
+    target = {
+        "kind": "tunnel", "reason": "the workload is in the mesh", "flags": "-", "service": "shop/api", "endpoints": 2,
+        "workload": "",
+    }  # fmt: skip
+    what = {**CONNECTION, "id": "0-7", "kind": "connection"}
+    nodectl.api.answers["GET /why/0-7"] = {**EXPLAINED, "what": what, "verdict": None, "target": target, "notes": []}
+    out = nodectl("why", "0-7").out
+    assert "service shop/api, 2 endpoints, goes through a tunnel: the workload is in the mesh" in out
+    assert "State:" in out
+
+
+def test_an_id_that_is_not_a_path_is_sent_as_one_name(nodectl: Nodectl) -> None:
+    nodectl("why", "../status")
+    assert nodectl.api.requests[-1].path != "/status"
 
 
 def test_config_is_yaml_and_metrics_are_as_prometheus_reads_them(nodectl: Nodectl) -> None:
@@ -401,6 +491,7 @@ def test_bash_completes_commands_choices_and_names_of_workloads(nodectl: Nodectl
 
     assert complete("conn") == ["connections"]
     assert complete("log-level", "d") == ["debug"]
+    assert complete("why", "0-r") == ["0-r3"]
     assert complete("connections", "--workload", "sh") == ["shop/web"]
     assert complete("remove", "--namespace", "shop", "w") == ["web"]
     assert complete("remove", "w") == []

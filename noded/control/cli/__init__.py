@@ -8,6 +8,7 @@ from mesh.present.options import examples
 from noded.control.cli import acting, completion, looking, requests
 from noded.control.cli.client import SOCKET, SOCKET_VARIABLE, Client
 from noded.control.cli.terminal import run
+from noded.control.cli.why import why
 
 
 @examples(
@@ -44,6 +45,7 @@ for _command in (
     looking.capture,
     looking.config,
     looking.metrics,
+    why,
     acting.enroll,
     acting.remove,
     acting.log_level,

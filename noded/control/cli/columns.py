@@ -114,6 +114,27 @@ CONNECTIONS = (
     Column("DESTINATION-IDENTITY", "destination_identity", wide=True),
 )
 
+
+def _asked(row: Row) -> str:
+    return f"{row['method']} {row['path']}" if "method" in row else str(row.get("destination", ""))
+
+
+FAILED = (
+    Column("ID", "id"),
+    Column("AGE", "at", ago, right=True),
+    Column("DIRECTION", "direction"),
+    Column("WORKLOAD", "workload"),
+    Column("CLIENT", lambda row: short_identity(row.get("source_identity") or "") or row.get("source")),
+    Column("ASKED", _asked),
+    Column("CODE", lambda row: row.get("code") or None, right=True),
+    Column("FLAGS", "flags"),
+    Column("REASON", "reason"),
+    Column("SOURCE", "source", wide=True),
+    Column("SERVICE", "service", wide=True),
+    Column("TARGET", "target", wide=True),
+    Column("ROUTE", "route", wide=True),
+)
+
 TUNNELS = (
     Column("WORKER", "worker", wide=True),
     Column("DIRECTION", "direction"),

@@ -31,6 +31,12 @@ def bare_names(context: click.Context, parameter: click.Parameter, incomplete: s
     return [uid.partition("/")[2] for uid in _local(context) if uid.startswith(prefix)]
 
 
+def failed_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Of what was denied or failed, and of the open connections."""
+    rows = [*_items(context, "/why"), *_items(context, "/connections")]
+    return [one for row in rows if (one := str(row.get("id", ""))).startswith(incomplete)]
+
+
 def _local(context: click.Context) -> list[str]:
     return [f"{item['namespace']}/{item['name']}" for item in _items(context, "/workloads")]
 

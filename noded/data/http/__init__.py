@@ -6,4 +6,5 @@ exchange    one request and its response, joined            timers   what happen
 outbound    routing, at the source's node                   inbound  policy, at the destination's
 upstreams   the connections to backends                     seen     log line and counts of a request
 recent      those that were denied or failed
+recent      those that were denied or failed
 """

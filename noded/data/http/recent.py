@@ -1,0 +1,124 @@
+"""The last requests that were denied or failed, kept for whoever asks why: others leave nothing here."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mesh.hbone import format_address
+from mesh.message import Request
+
+if TYPE_CHECKING:
+    from mesh.route import Matched
+    from mesh.traffic import RouteRule
+    from noded.data.http.inbound import InboundExchange
+    from noded.data.http.outbound import OutboundExchange
+    from noded.data.http.session import OutboundSession, Session
+
+KEPT = 256
+_LARGEST = 8192
+"""Bytes of a head that is kept whole; of a larger one only the beginning of its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    number: int
+    at: float
+    who: dict[str, Any]
+    """Not the flow: the session and all of its buffers hang on that."""
+    request: Request
+    whole: bool
+    code: int
+    flags: str
+    reason: str
+    service: str = ""
+    target: str = ""
+    claims: Mapping[str, Any] | None = None
+    matched: Matched | None = None
+    backend: str = ""
+
+
+class Recent:
+    """Of this worker."""
+
+    def __init__(self) -> None:
+        self._ended: deque[_Ended] = deque(maxlen=KEPT)
+        self._next = 0
+
+    def inbound(self, session: Session, exchange: InboundExchange, code: int) -> None:
+        """A request of a local workload ended so."""
+        flow = session.flow
+        request, whole = _bounded(exchange.request)
+        self._next += 1
+        ended = _Ended(
+            *(self._next, time.time(), flow.who(0), request, whole, code, exchange.flags, exchange.reason),
+            target=format_address(flow.target, flow.target_port),
+            claims=exchange.claims if whole else None,
+        )
+        self._ended.append(ended)
+
+    def outbound(self, session: OutboundSession, exchange: OutboundExchange, code: int) -> None:
+        """A local workload's request ended so."""
+        request = exchange.request
+        if exchange.asked:
+            request = replace(request, path=exchange.asked)
+        request, whole = _bounded(request)
+        host, backend = exchange.host, exchange.backend
+        self._next += 1
+        ended = _Ended(
+            *(self._next, time.time(), session.flow.who(0), request, whole, code, exchange.flags, exchange.reason),
+            service=f"{session.service}:{session.port}",
+            target=format_address(host.address, host.port) if host is not None else "",
+            matched=exchange.matched,
+            backend=f"{backend.service}:{backend.port}" if backend is not None else "",
+        )
+        self._ended.append(ended)
+
+    def rows(self, index: int) -> list[dict[str, Any]]:
+        """As `GET /why` has them, the last first, but with all headers."""
+        return [_row(ended, index) for ended in reversed(self._ended)]
+
+
+def _bounded(request: Request) -> tuple[Request, bool]:
+    size = len(request.path) + sum(len(name) + len(value) for name, value in request.headers)
+    if size <= _LARGEST:
+        return request, True
+    return replace(request, path=request.path[: _LARGEST // 4], headers=[]), False
+
+
+def _edits(rule: RouteRule) -> bool:
+    """Whether what is kept of the request is not what the route was chosen by (its path is)."""
+    hostname = rule.rewrite is not None and bool(rule.rewrite.hostname)
+    edits = [rule.request_headers, *(backend.request_headers for backend in rule.backends)]
+    return hostname or any(edit is not None for edit in edits)
+
+
+def _row(ended: _Ended, index: int) -> dict[str, Any]:
+    request, matched = ended.request, ended.matched
+    rule = matched.rule if matched is not None else None
+    return {
+        **ended.who,
+        "id": f"{index}-r{ended.number}",
+        "connection": f"{index}-{ended.who['id'].partition('-')[2]}",
+        "worker": index,
+        "kind": "request",
+        "at": ended.at,
+        "target": ended.target,
+        "service": ended.service,
+        "method": request.method.decode("latin-1"),
+        "authority": request.authority.decode("latin-1"),
+        "path": request.path.decode("latin-1"),
+        "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.headers],
+        "claims": dict(ended.claims) if ended.claims is not None else None,
+        "whole": ended.whole,
+        "code": ended.code,
+        "flags": ended.flags,
+        "reason": ended.reason,
+        "route": matched.route.key if matched is not None else "",
+        "rule": matched.route.rules.index(rule) if matched is not None and rule is not None else -1,
+        "edited": rule is not None and _edits(rule),
+        "backend": ended.backend,
+    }

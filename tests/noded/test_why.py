@@ -1,0 +1,133 @@
+"""`nodectl why`'s answers, from what workers remember and the snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mesh.model import Action, Condition, Endpoint, MeshConfig, Operation, Policy, Rule, Service, ServicePort, Workload
+from mesh.snapshot import Snapshot
+from mesh.sync import Update
+from mesh.traffic import Backend, HeaderEdit, Parent, Route, RouteMatch, RouteRule, ValueMatch
+from noded.control.why import explain, shown
+
+CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
+LABELS = {"app": "web"}
+
+
+def mesh(*policies: Policy, routes: tuple[Route, ...] = ()) -> Snapshot:
+    web = Workload("shop/web-1", "web-1", "shop", "web", "node-a", ("10.77.0.2",), True)
+    service = Service(
+        "web", "shop", ("10.96.0.1",), (ServicePort("http", 80),), (Endpoint("10.77.0.2", "shop/web-1", (8080,)),)
+    )
+    update = Update(
+        epoch="e",
+        base=0,
+        revision=1,
+        full=True,
+        config=MeshConfig(),
+        has_policies=True,
+        workloads=(web,),
+        services=(service,),
+        policies=policies,
+        routes=routes,
+    )
+    return Snapshot.empty().apply(update)
+
+
+def connection(**more: Any) -> dict[str, Any]:
+    return {
+        "id": "0-1", "worker": 0, "direction": "inbound", "workload": "shop/web-1", "source": "10.77.0.9:40000",
+        "source_identity": CLIENT, "destination": "10.77.0.2:8080", "destination_identity": "",
+        "target": "10.77.0.2:8080", "service": "", "http": False, **more,
+    }  # fmt: skip
+
+
+def request(path: str = "/admin", **more: Any) -> dict[str, Any]:
+    return {
+        **connection(), "id": "0-r1", "connection": "0-1", "kind": "request", "at": 1.0, "http": True, "method": "GET",
+        "authority": "web", "path": path, "headers": [], "claims": None, "whole": True, "code": 403, "flags": "RBAC",
+        "reason": "", "route": "", "rule": -1, "edited": False, "backend": "", **more,
+    }  # fmt: skip
+
+
+READ = Policy("read", "shop", Action.ALLOW, (Rule(operations=(Operation(paths=("/public*",)),)),), LABELS)
+
+
+def test_a_denied_request_is_told_which_clause_it_missed_and_what_would_do() -> None:
+    answer = explain(request(), mesh(READ), LABELS)
+    assert (answer["verdict"]["allowed"], answer["verdict"]["nearest"]) == (False, {"policy": "shop/read", "rule": 0})
+    assert answer["verdict"]["flips"][0]["changes"][0]["to"] == "/public"
+    assert answer["notes"] == []
+
+
+def test_policies_that_changed_since_are_told_of() -> None:
+    assert "changed since" in explain(request("/public"), mesh(READ), LABELS)["notes"][0]
+    refused = explain(request(code=401, flags="-"), mesh(READ), LABELS)
+    assert "before the policies were asked" in refused["notes"][0]
+
+
+def test_a_request_s_claims_and_headers_count() -> None:
+    rule = Rule(conditions=(Condition("request.headers[x]", ("1",)), Condition("request.auth.claims[g]", ("a",))))
+    policies = mesh(Policy("p", "shop", Action.ALLOW, (rule,)))
+    assert explain(request(headers=[["x", "1"]], claims={"g": ["a"]}), policies, LABELS)["verdict"]["allowed"]
+    assert not explain(request(headers=[["x", "1"]]), policies, LABELS)["verdict"]["allowed"]
+
+
+def test_credentials_and_what_tokens_say_are_not_shown() -> None:
+    row = request(headers=[["authorization", "Bearer secret"], ["x", "1"]], claims={"sub": "secret"})
+    assert shown(row)["headers"] == [["authorization", "(hidden)"], ["x", "1"]]
+    assert "secret" not in repr(explain(row, mesh(READ), LABELS))
+
+
+def test_of_what_is_not_known_whole_or_not_here_any_more_that_is_said() -> None:
+    assert "too large" in explain(request(whole=False), mesh(READ), LABELS)["notes"][0]
+    assert "left the mesh" in explain(request(), mesh(READ), None)["notes"][0]
+    assert "before it was known where to" in explain(connection(target=""), mesh(READ), LABELS)["notes"][0]
+
+
+def test_a_connection_is_explained_as_such() -> None:
+    denied = connection(kind="connection", at=1.0, policy="", flags="RBAC", reason="")
+    answer = explain(denied, mesh(READ), LABELS)
+    (clause,) = answer["verdict"]["steps"][0]["rules"][0]["missed"]
+    assert "TCP" in clause["problem"]
+    http = explain(connection(http=True), mesh(READ), LABELS)
+    assert (http["verdict"], "each of which is judged" in http["notes"][0]) == (None, True)
+    plaintext = connection(direction="passthrough", source_identity="", target="[fd00::1]:80")
+    assert explain(plaintext, mesh(), LABELS)["verdict"]["allowed"]
+
+
+def test_an_outbound_connection_is_told_where_it_leads() -> None:
+    answer = explain(connection(direction="outbound", destination="10.96.0.1:80"), mesh(), LABELS)
+    assert answer["target"] == {
+        "kind": "tunnel", "reason": "the workload is in the mesh", "flags": "-", "service": "shop/web", "endpoints": 1,
+        "workload": "",
+    }  # fmt: skip
+    nowhere = explain(connection(direction="outbound", destination="10.96.0.1:81"), mesh(), LABELS)
+    assert nowhere["target"]["flags"] == "NR"
+
+
+def route(*rules: RouteRule) -> Route:
+    return Route("HTTPRoute", "web", "shop", (Parent("shop/web", 80),), rules)
+
+
+def outbound(path: str, **more: Any) -> dict[str, Any]:
+    return request(path, direction="outbound", service="shop/web:80", **more)
+
+
+def test_an_outbound_request_is_told_which_rule_took_it_and_why_others_did_not() -> None:
+    canary = RouteRule((RouteMatch("/cart", headers=(ValueMatch("x-canary", "yes"),)),), (Backend("shop/v2", 80),))
+    snapshot = mesh(routes=(route(canary, RouteRule((RouteMatch("/cart"),), (Backend("shop/web", 80),))),))
+    answer = explain(outbound("/cart", route="HTTPRoute/shop/web", rule=1, flags="-"), snapshot, LABELS)
+    assert (answer["route"]["rule"], answer["verdict"]) == (1, None)
+    assert answer["route"]["steps"][0]["clauses"][1]["met"] is False
+    assert "denied by its destination" in answer["notes"][0]
+    lost = explain(outbound("/other", code=404, flags="NR"), snapshot, LABELS)
+    assert (lost["route"]["route"], lost["notes"]) == ("", [])
+
+
+def test_a_request_that_was_edited_or_routed_otherwise_then_is_told_so() -> None:
+    edits = RouteRule(request_headers=HeaderEdit(remove=("x",)), backends=(Backend("shop/web", 80),))
+    then = {"code": 503, "flags": "UH", "route": "HTTPRoute/shop/old", "rule": 3}
+    assert "changed since" in explain(outbound("/", **then), mesh(routes=(route(edits),)), LABELS)["notes"][0]
+    edited = explain(outbound("/", edited=True, **then), mesh(routes=(route(edits),)), LABELS)
+    assert "edits are in what is remembered" in edited["notes"][0]
