@@ -203,8 +203,19 @@ class _Upstream(Upstream):
         return ""
 
 
+class Visit:
+    """One client's connection."""
+
+    def __init__(self, world: World) -> None:
+        self.refused: list[BadMessage] = []
+        self.ended: list[tuple[str, str]] = []
+        self.server = Http1Server(world.begin, self.refused.append, lambda *end: self.ended.append(end))
+        self.server.authority = b"web"
+        self.wire = self.server.transport = Wire(self.server, connected=True)
+
+
 class World:
-    """One client's connection to a service with two endpoints. The proxy, session and destination of its exchanges."""
+    """Two clients' connections to a service with two endpoints. The proxy and destination of their exchanges."""
 
     def __init__(self, limits: Limits) -> None:
         self.arrived: list[tuple[bytes, Backend]] = []
@@ -212,19 +223,15 @@ class World:
         self.backends: list[Backend] = []
         self.over: list[OutboundExchange] = []
         self.exchanges: list[OutboundExchange] = []
-        self.refused: list[BadMessage] = []
-        self.ended: list[tuple[str, str]] = []
         self.hosts = [Host(f"10.0.0.{i}", 80, f"w{i}", local=False, added=0.0) for i in (1, 2)]
         self.timers = Timers()
         self.gauge = _Gauge()
         self._local: Any = SimpleNamespace(gone=False, uid="shop/client")
         self._upstreams: dict[str, Upstream] = {}
         self._limits = limits
-        self.server = Http1Server(self._begin, self.refused.append, lambda *end: self.ended.append(end))
-        self.server.authority = b"web"
-        self.client = self.server.transport = Wire(self.server, connected=True)
+        self.visits = [Visit(self), Visit(self)]
 
-    def _begin(self, responder: Responder, request: Request) -> OutboundExchange:
+    def begin(self, responder: Responder, request: Request) -> OutboundExchange:
         session: Any = SimpleNamespace(
             proxy=self, local=self._local, service="shop/web", port=80, namespace="shop", seen=self._seen,
             http2_to=lambda destination: False,

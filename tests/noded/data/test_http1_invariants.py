@@ -3,6 +3,7 @@ end nothing is left over."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -12,7 +13,7 @@ from mesh.http1 import ResponseParser
 from mesh.message import Headers, Response
 from mesh.route import Limits
 from mesh.traffic import RetryPolicy
-from tests.noded.data.http1_world import Backend, World
+from tests.noded.data.http1_world import Backend, Visit, World
 
 _LIMITS = (
     Limits(),
@@ -65,6 +66,16 @@ class Client:
         raise AssertionError("no upgrade was asked for")
 
 
+class Guest:
+    """A client, its connection, and what it has yet to send."""
+
+    def __init__(self, visit: Visit, name: bytes) -> None:
+        self.visit, self.name = visit, name
+        self.client = Client()
+        self.to_send = bytearray()
+        self.gone = self.silent = False
+
+
 class Story:
     """What one seed has happen."""
 
@@ -72,10 +83,8 @@ class Story:
         self.random = Random(seed)
         self.pick = self.random.choice
         self.world = World(self.pick(_LIMITS))
-        self.client = Client()
-        self.to_send = bytearray()
+        self.guests = [Guest(visit, b"/%d-" % number) for number, visit in enumerate(self.world.visits)]
         self.partial: dict[Backend, bytes] = {}
-        self.gone = self.silent = False
 
     def go(self, steps: int) -> None:
         rare = (self.send_nonsense, self.leave, self.drain, self.tick)
@@ -84,8 +93,10 @@ class Story:
             self.client_stalls, self.backend_stalls, self.begin_an_answer, self.end_an_answer, self.inform,
             self.misbehave, self.time_passes,
         )  # fmt: skip
+        guests = {self.ask, self.send, self.client_reads, self.client_stalls, *rare}
         for _ in range(steps):
-            self.pick(self.random.choices((often, other, rare), (100, 20, 1))[0])()
+            do: Callable[..., None] = self.pick(self.random.choices((often, other, rare), (100, 20, 1))[0])
+            do(self.pick(self.guests)) if do in guests else do()
         self.rest()
 
     def backend(self, *, asked: bool) -> Backend | None:
@@ -98,54 +109,57 @@ class Story:
 
     # -- the client ---------------------------------------------------------------------------------------------------
 
-    def ask(self) -> None:
-        if self.gone or self.silent or len(self.to_send) > 200_000:
+    def ask(self, guest: Guest) -> None:
+        if guest.gone or guest.silent or len(guest.to_send) > 200_000:
             return
+        number = len(guest.client.asked)
         method = self.pick((b"GET", b"POST", b"PUT", b"HEAD"))
         size = self.pick((0, 0, 1, 100, 70_000))
         extra = self.random.choices(
             (b"", b"Connection: upgrade\r\nUpgrade: x\r\n", b"Connection: close\r\n"), (20, 3, 1)
         )
-        path = b"/%d" % len(self.client.asked)
-        body = (b"<%d>" % len(self.client.asked) * size)[:size]
-        self.client.asks(method, path, body)
+        path = b"%b%d" % (guest.name, number)
+        body = (b"<%d>" % number * size)[:size]
+        guest.client.asks(method, path, body)
         head = b"%b %b HTTP/1.1\r\nHost: web\r\n%b" % (method, path, extra[0])
-        if self.pick((True, False)):
+        if self.random.random() < 0.5:
             framed = b"%x\r\n%b\r\n" % (size, body) if size else b""
-            self.to_send += head + b"Transfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
+            if self.random.random() < 0.02:
+                framed, guest.silent = framed + b"nonsense", True
+            guest.to_send += head + b"Transfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
         else:
-            self.to_send += head + (b"Content-Length: %d\r\n" % size if size else b"") + b"\r\n" + body
+            guest.to_send += head + (b"Content-Length: %d\r\n" % size if size else b"") + b"\r\n" + body
 
-    def send(self) -> None:
-        if self.to_send and not self.gone:
+    def send(self, guest: Guest) -> None:
+        if guest.to_send and not guest.gone:
             size = self.pick((1, 20, 40, 1000, 100_000, 1_000_000))
-            data = bytes(self.to_send[:size])
-            del self.to_send[:size]
-            self.world.client.feed(data)
+            data = bytes(guest.to_send[:size])
+            del guest.to_send[:size]
+            guest.visit.wire.feed(data)
 
-    def send_nonsense(self) -> None:
-        if not self.gone and not self.silent and not self.to_send:
-            self.silent = True
-            self.client.asks(b"GET", b"/nonsense", b"")
-            self.world.client.feed(b"\0")
+    def send_nonsense(self, guest: Guest) -> None:
+        if not guest.gone and not guest.silent and not guest.to_send:
+            guest.silent = True
+            guest.client.asks(b"GET", b"/nonsense", b"")
+            guest.visit.wire.feed(b"\0")
 
-    def leave(self) -> None:
-        if not self.gone:
-            self.gone = True
+    def leave(self, guest: Guest) -> None:
+        if not guest.gone:
+            guest.gone = True
             if self.pick((True, False)):
-                self.world.client.feed_eof()
+                guest.visit.wire.feed_eof()
             else:
-                self.world.client.lose()
+                guest.visit.wire.lose()
 
-    def client_reads(self) -> None:
-        wire = self.world.client
+    def client_reads(self, guest: Guest) -> None:
+        wire = guest.visit.wire
         wire.flush()
-        self.client.read(bytes(wire.delivered))
+        guest.client.read(bytes(wire.delivered))
         wire.delivered.clear()
         wire.pump()
 
-    def client_stalls(self) -> None:
-        self.world.client.full = True
+    def client_stalls(self, guest: Guest) -> None:
+        guest.visit.wire.full = True
 
     # -- backends -----------------------------------------------------------------------------------------------------
 
@@ -238,34 +252,42 @@ class Story:
         if self.world.timers.set:
             self.pick(self.world.timers.set).fire()
 
-    def tick(self) -> None:
+    def tick(self, guest: Guest) -> None:
         for _ in range(self.pick((1, 4, 13, 61))):
-            self.world.server.tick()
+            guest.visit.server.tick()
 
-    def drain(self) -> None:
-        self.world.server.drain()
+    def drain(self, guest: Guest) -> None:
+        guest.visit.server.drain()
 
     # -- what must hold -----------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        for (method, path, _body), answer in zip(self.client.asked, self.client.answers, strict=False):
-            if answer.body and answer.response.header(b"content-type") is None:  # else it is of the proxy's own
-                begins = bytes(answer.body[: len(path) + 1])
-                assert begins == (path + b" ")[: len(begins) if not answer.complete else None], f"{path!r}: {begins!r}"
-            assert method != b"HEAD" or not answer.body
-        bodies = {path: body for _, path, body in self.client.asked}
+        arrived = [path for path, _ in self.world.arrived]
+        bodies = {}
+        for guest in self.guests:
+            for (method, path, _), answer in zip(guest.client.asked, guest.client.answers, strict=False):
+                if answer.body and answer.response.header(b"content-type") is None:  # else it is of the proxy's own
+                    begins = bytes(answer.body[: len(path) + 1])
+                    expected = path + b" " if answer.complete else (path + b" ")[: len(begins)]
+                    assert begins == expected, f"{path!r} got {begins!r}"
+                assert method != b"HEAD" or not answer.body
+            for method, path, body in guest.client.asked:
+                bodies[path] = body
+                assert arrived.count(path) <= 1 or method != b"POST", "what is not idempotent was sent twice"
         for path, body in self.world.complete:
             assert body == bodies[path]
-        for method, path, _ in self.client.asked:
-            times = [which for which, _ in self.world.arrived].count(path)
-            assert times <= 1 or method != b"POST", "what is not idempotent was sent twice"
+
+    def _count(self) -> tuple[int, ...]:
+        world = self.world
+        return len(world.over), len(world.arrived), len(world.backends), *(len(guest.to_send) for guest in self.guests)
 
     def settle(self) -> None:
-        """Let it come to rest: connections are made, backends answer, the client reads."""
+        """Let it come to rest: connections are made, backends answer, the clients read."""
         world, quiet = self.world, 0
         while quiet < 4:
-            before = len(world.over), len(world.arrived), len(world.backends), len(self.to_send)
-            self.send()
+            before = self._count()
+            for guest in self.guests:
+                self.send(guest)
             for backend in world.backends:
                 if not backend.wire.established and not backend.wire.closed:
                     backend.wire.established = True
@@ -281,30 +303,30 @@ class Story:
                     length = len(request.path) + 1
                     body = request.path + b" " if request.method != b"HEAD" else b""
                     backend.wire.feed(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n" % length + body)
-            self.client_reads()
+            for guest in self.guests:
+                self.client_reads(guest)
             for timer in list(world.timers.set):
                 timer.fire()
-            after = len(world.over), len(world.arrived), len(world.backends), len(self.to_send)
-            quiet = quiet + 1 if before == after else 0
+            quiet = quiet + 1 if before == self._count() else 0
 
     def rest(self) -> None:
         world = self.world
         self.settle()
         self.check()
-        unfinished = sum(len(body) for _, _, body in self.client.asked) and self.to_send
-        if not unfinished:
-            assert len(world.over) == len(world.exchanges), "an exchange never ended"
         assert sum(host.active for host in world.hosts) == world.gauge.under_way
-        assert world.gauge.under_way == len(world.exchanges) - len(world.over)
+        assert len(world.over) == len(world.exchanges), "an exchange never ended"
+        assert world.gauge.under_way == 0
         assert world.timers.set == []
         for connection in world.connections:
-            if connection._exchange is None:
-                assert not connection.transport.held  # type: ignore[attr-defined]
-        assert len(world.ended) <= 1
-        if not self.gone and not world.ended and not world.server._lingering:
-            assert len(self.client.answers) == len(self.client.asked)
-            assert all(answer.complete for answer in self.client.answers)
-            assert not world.client.held
+            assert connection._exchange is None
+            assert not connection.transport.held  # type: ignore[attr-defined]
+        for guest in self.guests:
+            client, visit = guest.client, guest.visit
+            assert len(visit.ended) <= 1
+            if not guest.gone and not visit.ended and not visit.server._lingering:
+                assert len(client.answers) == len(client.asked)
+                assert all(answer.complete for answer in client.answers)
+                assert not visit.wire.held
 
 
 @pytest.mark.parametrize("part", range(4))
