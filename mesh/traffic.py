@@ -136,9 +136,9 @@ class RouteRule:
     mirrors: tuple[Mirror, ...] = ()
     cors: Cors | None = None
     timeout: float = 0.0
-    """For the whole exchange; 0 for none."""
+    """For the whole exchange; 0: as the service's policy says; negative: none, whatever that says."""
     backend_timeout: float = 0.0
-    """For each try."""
+    """For each try, likewise."""
     retry: Retry | None = None
 
 

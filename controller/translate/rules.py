@@ -48,8 +48,8 @@ def _rule(rule: Json, match: Callable[[Json], RouteMatch], resolve: Resolve) -> 
         _rewrite(filters.get("URLRewrite")),
         tuple(Mirror(resolve(mirror["backendRef"]), _share(mirror)) for mirror in mirrors),
         _cors(filters.get("CORS")),
-        seconds(timeouts.get("request")),
-        seconds(timeouts.get("backendRequest")),
+        _limit(timeouts.get("request")),
+        _limit(timeouts.get("backendRequest")),
         None if retry is None else _retry(retry),
     )
 
@@ -61,6 +61,11 @@ _FIELDS = {
     "URLRewrite": "urlRewrite",
     "CORS": "cors",
 }
+
+
+def _limit(text: str | None) -> float:
+    """`0s` is a word against a policy's limit."""
+    return 0.0 if text is None else seconds(text) or -1.0
 
 
 def _by_type(owner: Json) -> dict[str, Json]:

@@ -23,8 +23,9 @@ class Limits:
 def limits(rule: RouteRule | None, policy: TrafficPolicy | None) -> Limits:
     """What holds for requests that a rule takes; without a rule, for those to a service without routes."""
     retries = policy_of(rule.retry if rule else None, policy.retries if policy else None)
-    timeout = (rule.timeout if rule else 0.0) or (policy.timeout if policy else 0.0)
-    try_timeout = (rule.backend_timeout if rule else 0.0) or (retries.per_try_timeout if retries else 0.0)
+    timeout = max((rule.timeout if rule else 0.0) or (policy.timeout if policy else 0.0), 0.0)
+    each = (rule.backend_timeout if rule else 0.0) or (retries.per_try_timeout if retries else 0.0)
+    try_timeout = max(each, 0.0)
     if timeout and try_timeout > timeout:
         try_timeout = timeout
     return Limits(timeout, try_timeout, retries)

@@ -25,9 +25,9 @@ _BALANCING, _BUDGET = LoadBalancing(), RetryBudget()
 class Destination:
     """Kept as long as the service is; `refresh` before use."""
 
-    def __init__(self, service: Service, port: int, limiters: Limiters, workers: int) -> None:
+    def __init__(self, service: Service, port: int, limiters: Limiters, workers: int, timers: Timers) -> None:
         self.service, self.port = service, port
-        self._limiters, self._workers = limiters, workers
+        self._limiters, self._workers, self._timers = limiters, workers, timers
         self.protocol = ""
         """As declared; see `mesh.detect.protocol`."""
         self.policy: TrafficPolicy | None = None
@@ -51,8 +51,10 @@ class Destination:
             self.hosts = Hosts(balancing)
             self.budget = Budget((policy and policy.retry_budget) or _BUDGET, self._workers)
             self.limits = limits(None, policy)
-            limiters = self._limiters.of(policy) if policy is not None else ()
-            self.traffic = Traffic(policy, self.hosts, self._workers, limiters) if policy is not None else None
+            self.traffic = None
+            if policy is not None:
+                limiters = self._limiters.of(policy)
+                self.traffic = Traffic(policy, self.hosts, self._workers, limiters, self._timers)
             self._routers.clear()
         self._seen, self.service, self.policy = seen, service, policy
         index = next(i for i, port in enumerate(service.ports) if port.port == self.port)
@@ -79,7 +81,7 @@ class Destinations:
     """All of this worker, made as they are asked for."""
 
     def __init__(self, node: Node, timers: Timers) -> None:
-        self._node = node
+        self._node, self._timers = node, timers
         self._all: dict[tuple[str, int], Destination] = {}
         self._revision: Snapshot | None = None
         self.shared_limits = SharedLimits(node, timers)
@@ -95,7 +97,7 @@ class Destinations:
             known = snapshot.services.get(service)
             if known is None or all(p.port != port for p in known.ports):
                 return None
-            found = self._all[service, port] = Destination(known, port, self.limiters, self._node.workers)
+            found = self._all[service, port] = Destination(known, port, self.limiters, self._node.workers, self._timers)
             found.refresh(snapshot, self._node.workloads, time.monotonic())
         return found
 

@@ -24,6 +24,7 @@ from mesh.route import (
     set_cors,
 )
 from mesh.traffic import Backend, RetryPolicy, RouteRule
+from noded.data.http.connections import FULL
 from noded.data.http.destinations import Destination
 from noded.data.http.exchange import Exchange
 from noded.data.http.mirror import MirrorExchange
@@ -214,13 +215,30 @@ class OutboundExchange(Exchange):
         self.entered = traffic
         host.started()
         upstream = self.proxy.upstreams.to(self.session.local, destination.service, host.address, host.port, host.uid)
+        upstream.bounds = traffic.connections if traffic is not None else None
         call = upstream.call(self, self.session.http2_to(destination))
         if isinstance(call, str):
+            if call is FULL:
+                self._wait(host)
+                return
             self._failed(Outcome.NEVER_SENT, "UF", call)
             return
         if self.limits.try_timeout:
             self.try_timer = self.proxy.timers.after(self.limits.try_timeout, self._try_expired)
         self.send(call)
+
+    try_again = _try
+
+    def _wait(self, host: Host) -> None:
+        """For a connection, with no try under way meanwhile, if the circuit breaker lets it."""
+        host.finished(0.0, False, self.tried_at)
+        self.tried_at = 0.0
+        traffic, self.entered = self.entered, None
+        assert traffic is not None
+        assert traffic.connections is not None
+        traffic.give_way()
+        if not traffic.connections.wait(self):
+            self.reply(503, "UO", "the circuit breaker is open: too many requests wait for a connection")
 
     def _try_expired(self) -> None:
         if self.done or self.response is not None:

@@ -13,7 +13,9 @@ from mesh.circuit import Circuit
 from mesh.fault import FaultInjector
 from mesh.outlier import OutlierDetector
 from mesh.traffic import TrafficPolicy
+from noded.data.http.connections import Connections
 from noded.data.http.limiters import Limiter
+from noded.data.timers import Timers
 
 if TYPE_CHECKING:
     from noded.data.http.outbound import OutboundExchange
@@ -22,11 +24,17 @@ if TYPE_CHECKING:
 class Traffic:
     """Of one port of a service that has a policy, in this worker."""
 
-    def __init__(self, policy: TrafficPolicy, hosts: Hosts, workers: int, limiters: tuple[Limiter, ...]) -> None:
+    def __init__(
+        self, policy: TrafficPolicy, hosts: Hosts, workers: int, limiters: tuple[Limiter, ...], timers: Timers
+    ) -> None:
         self.policy = policy
         self._limiters = limiters
         self._fault = FaultInjector(policy.fault) if policy.fault else None
         self._circuit = Circuit(policy.circuit_breaker, workers) if policy.circuit_breaker else None
+        bounds = self._circuit
+        bounded = bounds is not None and (bounds.connections.most or bounds.requests_per_connection)
+        self.connections = Connections(bounds, timers) if bounds is not None and bounded else None
+        """Where they are bounded."""
         outliers = policy.outlier_detection
         self._outliers = OutlierDetector(hosts, outliers, time.monotonic()) if outliers else None
         balancing = policy.load_balancing
@@ -118,10 +126,17 @@ class Traffic:
         """Whether one more request may be under way; `leave` then follows."""
         return self._circuit is None or self._circuit.requests.enter()
 
+    def give_way(self) -> None:
+        """A request that had entered is not under way after all."""
+        if self._circuit is not None:
+            self._circuit.requests.leave()
+
     def leave(self, host: Host, ok: bool, now: float) -> None:
         """A try is over."""
         if self._circuit is not None:
             self._circuit.requests.leave()
+            if self.connections is not None:
+                self.connections.free()
         if self._outliers is not None:
             self._outliers.record(host, ok, now)
 

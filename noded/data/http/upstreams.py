@@ -14,6 +14,7 @@ from mesh.resolve import Kind, to_endpoint
 from noded.data.dial import Dialler
 from noded.data.http.client import Call, Http1Client
 from noded.data.http.client2 import Http2Client
+from noded.data.http.connections import FULL, Connections
 from noded.data.http.socket_transport import SocketTransport
 from noded.data.http.transport import Transport
 from noded.data.http.tunnel_transport import Route, TunnelTransport
@@ -32,10 +33,12 @@ class Upstream:
     """From one local workload to one endpoint. The keeper of its connections."""
 
     __slots__ = (
+        "_bounded",
         "_proxy",
         "_via",
         "address",
         "all",
+        "bounds",
         "idle_ones",
         "local",
         "port",
@@ -53,6 +56,9 @@ class Upstream:
         self.shared: list[Http2Client] = []
         """HTTP/2: each carries as many requests as its backend takes."""
         self.streams = MAX_STREAMS
+        self.bounds: Connections | None = None
+        """Of what is opened from now on, if there are any."""
+        self._bounded: dict[Http1Client | Http2Client, Connections] = {}
         self._via: tuple[Kind, Identity | None] = (Kind.HOLD, None)
         """How its connections go, and to whom."""
 
@@ -71,18 +77,29 @@ class Upstream:
         return self._open(exchange)
 
     def _open(self, exchange: Exchange) -> Call | str:
+        if self.bounds is not None and not self.bounds.enter(self):
+            return FULL
         connection = Http1Client(self)
         connection.start(exchange)
         self.all.add(connection)
+        if self.bounds is not None:
+            self._bounded[connection] = self.bounds
         return self._connect(connection, exchange) or connection
 
     def _stream(self, exchange: Exchange) -> Call | str:
         for connection in self.shared:
-            if connection.room and not connection.transport.retiring:
+            if connection.room and not connection.transport.retiring and not self._worn(connection):
                 return connection.call(exchange)
+        if self.bounds is not None:
+            for connection in [each for each in self.shared if self._worn(each) and not each.connection.closing]:
+                connection.close()
+            if not self.bounds.enter(self):
+                return FULL
         node = self._proxy.node
         connection = Http2Client(node.engine, node.budget, self)
         self.shared.append(connection)
+        if self.bounds is not None:
+            self._bounded[connection] = self.bounds
         return self._connect(connection, exchange) or connection.call(exchange)
 
     def _connect(self, connection: Http1Client | Http2Client, exchange: Exchange) -> str:
@@ -116,9 +133,28 @@ class Upstream:
         if (self.all or self.shared) and self._way() != self._via:
             self.close()
 
+    def _worn(self, connection: Http1Client | Http2Client) -> bool:
+        """Whether it has carried as many requests as it may."""
+        return self.bounds is not None and 0 < self.bounds.requests <= connection.carried
+
+    def close_an_idle_one(self) -> bool:
+        """To make room for another. One that speaks HTTP/2 is gone a little later."""
+        idle: Http1Client | Http2Client | None = self.idle_ones[0] if self.idle_ones else None
+        if idle is None:
+            idle = next((h2 for h2 in self.shared if not h2.connection.streams and not h2.connection.closing), None)
+        if idle is not None:
+            idle.close()
+        return idle is not None
+
     def idle(self, connection: Http1Client) -> None:
         """See `client.Keeper`."""
-        if connection.stale or self.local.gone or connection.transport.retiring or len(self.idle_ones) >= _MAX_IDLE:
+        if (
+            connection.stale
+            or self._worn(connection)
+            or self.local.gone
+            or connection.transport.retiring
+            or len(self.idle_ones) >= _MAX_IDLE
+        ):
             connection.close()
         else:
             connection.ticks = 0
@@ -129,10 +165,14 @@ class Upstream:
         self.all.discard(connection)
         if connection in self.idle_ones:
             self.idle_ones.remove(connection)
+        if connection in self._bounded:
+            self._bounded.pop(connection).leave(self)
 
     def gone2(self, connection: Http2Client) -> None:
         """See `client2.Keeper`."""
         self.shared.remove(connection)
+        if connection in self._bounded:
+            self._bounded.pop(connection).leave(self)
 
     def tick(self) -> None:
         """Close what has been idle for long."""

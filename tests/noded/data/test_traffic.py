@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import trio
 
-from mesh.traffic import RateLimit, RouteMatch, TrafficPolicy
+from mesh.traffic import (
+    Balance,
+    CircuitBreaker,
+    LoadBalancing,
+    Parent,
+    RateLimit,
+    Route,
+    RouteMatch,
+    RouteRule,
+    TrafficPolicy,
+)
 from tests.noded.data.lab import Lab, Pod, server
-from tests.noded.data.test_http import GET, Web, asked, logged, pair
+from tests.noded.data.test_http import GET, Web, asked, logged, pair, service
 
 __all__ = ["pair"]
 pytestmark = pytest.mark.root
@@ -108,3 +121,133 @@ async def test_tokens_come_back_with_time(pair: tuple[Lab, Pod, Pod]) -> None:
             while passed < 4:
                 passed += b" 200 " in await asked(client, GET)
         assert passed <= 1 + 5 * (time.monotonic() - began)
+
+
+class Slow:
+    """A backend that keeps its requests until it is told to go; counts its connections."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self.go = threading.Event()
+
+    def __call__(self, connection: socket.socket) -> None:
+        self.connections += 1
+        while data := connection.recv(4096):
+            self.requests.append(data.split()[1])
+            self.go.wait(20)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+
+def guarded(**bounds: int) -> tuple[TrafficPolicy, ...]:
+    return (TrafficPolicy("t", "shop", "shop/web", circuit_breaker=CircuitBreaker(**bounds)),)
+
+
+async def until(true: Callable[[], object]) -> None:
+    with trio.fail_after(20):
+        while not true():
+            await trio.sleep(0.02)
+
+
+async def test_requests_wait_for_one_of_so_many_connections_and_over_that_are_503(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = guarded(max_connections=1, max_pending=1)
+    await made.publish()
+    slow = Slow()
+    answers: dict[bytes, bytes] = {}
+
+    async def get(path: bytes) -> None:
+        answers[path] = await asked(client, b"GET %b HTTP/1.1\r\nHost: web\r\n\r\n" % path)
+
+    with server(pod, 8080, slow):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get, b"/1")
+            await until(lambda: slow.requests)
+            nursery.start_soon(get, b"/2")
+            nursery.start_soon(get, b"/3")
+            await until(lambda: answers)
+            slow.go.set()
+    assert sorted(answer[9:12] for answer in answers.values()) == [b"200", b"200", b"503"]
+    assert (slow.connections, len(slow.requests)) == (1, 2)
+    assert sorted(line["response_flags"] for line in await logged(client, 3)) == ["-", "-", "UO"]
+
+
+async def test_a_connection_for_another_endpoint_takes_the_place_of_an_idle_one(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    other = made.pod("other")
+    await made.enrol(other)
+    made.services = (service(pod, other),)
+    bounds = CircuitBreaker(max_connections=1, max_pending=1)
+    balancing = LoadBalancing(Balance.ROUND_ROBIN)
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", load_balancing=balancing, circuit_breaker=bounds),)
+    await made.publish()
+    web, second = Web(), Web()
+    with server(pod, 8080, web), server(other, 8080, second):
+        for _ in range(4):
+            assert b" 200 " in await asked(client, GET)
+    assert (len(web.heads), len(second.heads)) == (2, 2)
+
+
+async def test_a_connection_carries_so_many_requests_and_no_more(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = guarded(max_requests_per_connection=2)
+    await made.publish()
+    slow = Slow()
+    slow.go.set()
+    with server(pod, 8080, slow):
+        for _ in range(5):
+            assert b" 200 " in await asked(client, GET)
+    assert slow.connections == 3
+
+
+async def test_who_gives_up_makes_room_for_another_to_wait(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = guarded(max_connections=1, max_pending=1)
+    made.routes = (
+        Route(
+            "HTTPRoute",
+            "r",
+            "shop",
+            (Parent("shop/web"),),
+            (RouteRule((RouteMatch("/short"),), timeout=0.1), RouteRule()),
+        ),
+    )
+    await made.publish()
+    slow = Slow()
+    with server(pod, 8080, slow):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(asked, client, GET)
+            await until(lambda: slow.requests)
+            for _ in range(3):
+                assert b" 504 " in await asked(client, b"GET /short HTTP/1.1\r\nHost: web\r\n\r\n")
+            slow.go.set()
+        assert b" 200 " in await asked(client, GET)
+
+
+async def test_a_route_s_0s_is_no_limit_whatever_the_policy_says(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", timeout=0.2),)
+    made.routes = (
+        Route(
+            "HTTPRoute",
+            "r",
+            "shop",
+            (Parent("shop/web"),),
+            (RouteRule((RouteMatch("/long"),), timeout=-1.0), RouteRule()),
+        ),
+    )
+    await made.publish()
+    slow = Slow()
+    with server(pod, 8080, slow):
+        answers = []
+
+        async def long() -> None:
+            answers.append(await asked(client, b"GET /long HTTP/1.1\r\nHost: web\r\n\r\n"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(long)
+            await until(lambda: slow.requests)
+            assert b" 504 " in await asked(client, GET)
+            assert b" 504 " in await asked(client, GET)
+            slow.go.set()
+    assert b" 200 " in answers[0]
