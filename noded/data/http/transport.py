@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from noded.data.engine import Engine
 
-if TYPE_CHECKING:
-    pass
-
+DENIED = "denied by the destination's policy"
+"""Why a tunnel's peer let no connection through."""
 HIGH, LOW = 131_072, 32_768
 _WRITE = 65_536
 
@@ -78,6 +77,13 @@ _NO_SLOTS: tuple[str, ...] = ()
 """Of two base classes only one may have slots; by a name, since mypy takes those it sees for all there are."""
 
 
+def flags_of(transport: Transport, reason: str) -> str:
+    """The response flags of a request whose connection was lost for this reason."""
+    if reason is DENIED:
+        return "RBAC"
+    return "UC" if transport.established else "UF"
+
+
 class Gathering:
     """What both kinds of transport do with what is written."""
 
@@ -88,6 +94,7 @@ class Gathering:
         _out: list[bytes]
         _unsent: int
         _full: bool
+        _held: bool
         _shut: bool
         _closing: bool
         closed: bool
@@ -113,6 +120,13 @@ class Gathering:
         """As `Transport` has it."""
         if not self._shut and not self.closed:
             self._shut = True
+            self._engine.mark(self)
+
+    def take_after(self, other: Gathering) -> None:
+        """Stand in for one that has sent nothing."""
+        self._out, self._unsent, self._full = other._out, other._unsent, other._full
+        self._held, self._shut = other._held, other._shut
+        if self._out:
             self._engine.mark(self)
 
     def flush(self) -> None:

@@ -11,7 +11,7 @@ from mesh.h2.headers import Fields
 from mesh.identity import Identity
 from noded.data.engine import Engine
 from noded.data.http.stream_transport import StreamTransport
-from noded.data.http.transport import Reader
+from noded.data.http.transport import DENIED, Reader
 from noded.data.node import LocalWorkload
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TunnelTransport(StreamTransport):
         if status != 200 or end:
             self.connection.reset(self, ErrorCode.CANCEL)
             self._engine.mark(self.tunnel)
-            self.lost("denied by the destination's policy" if status == 401 else f"the peer answered {status}")
+            self.lost(DENIED if status == 401 else f"the peer answered {status}")
             return
         self.established = True
         self._engine.mark(self)
@@ -82,8 +82,7 @@ class TunnelTransport(StreamTransport):
             return
         again = TunnelTransport(self._engine, self.reader, self._route)
         again._again = True
-        again._out, again._unsent, again._full = self._out, self._unsent, self._full
-        again._held, again._shut = self._held, self._shut
+        again.take_after(self)
         self.closed = True
         self.reader.transport = again
         self._route.pool.carry(self._route.local, self._route.peer, again)

@@ -16,7 +16,6 @@ from noded.data.http.client import Call, Http1Client
 from noded.data.http.client2 import Http2Client
 from noded.data.http.connections import FULL, Connections
 from noded.data.http.socket_transport import SocketTransport
-from noded.data.http.transport import Transport
 from noded.data.http.tunnel_transport import Route, TunnelTransport
 from noded.data.node import LocalWorkload, Node
 
@@ -104,23 +103,43 @@ class Upstream:
 
     def _connect(self, connection: Http1Client | Http2Client, exchange: Exchange) -> str:
         """Begin to, for this exchange; or say why it failed at once."""
-        node = self._proxy.node
         self._via = kind, peer = self._way()
-        transport: Transport
-        if kind is Kind.TUNNEL:
-            assert peer is not None
-            route = Route(
-                self._proxy.pool, self.local, peer, self.address, self.port, exchange.session.flow.client_port
-            )
-            connection.transport = transport = stream = TunnelTransport(node.engine, connection, route)
-            route.pool.carry(self.local, peer, stream)
+        source_port = exchange.session.flow.client_port
+        if peer is not None:
+            self._tunnel(connection, peer, source_port)
         else:
-            connection.transport = transport = sock = SocketTransport(node.engine, connection)
+            connection.transport = sock = SocketTransport(self._proxy.node.engine, connection)
             if kind is Kind.PLAINTEXT:
                 self._proxy.dialler.from_workload(self.local, self.address, self.port, sock.connected)
+            elif kind is Kind.HOLD:
+                self._proxy.node.engine.spawn(self._held, connection, sock, source_port)
             else:
-                sock.connected(None, "the endpoint's workload is not known yet")
-        return connection.reason if transport.closed else ""
+                sock.connected(None, "one of the proxy's own ports: it would loop")
+        return connection.reason if connection.transport.closed else ""
+
+    def _tunnel(self, connection: Http1Client | Http2Client, peer: Identity, source_port: int) -> TunnelTransport:
+        route = Route(self._proxy.pool, self.local, peer, self.address, self.port, source_port)
+        connection.transport = stream = TunnelTransport(self._proxy.node.engine, connection, route)
+        route.pool.carry(self.local, peer, stream)
+        return stream
+
+    async def _held(self, connection: Http1Client | Http2Client, sock: SocketTransport, source_port: int) -> None:
+        """The endpoint's workload is not known yet: wait for a snapshot that knows it, for a bounded time."""
+        node = self._proxy.node
+        node.tracker.count("held")
+        known = await node.hold(lambda: sock.closed or self._way()[0] in (Kind.TUNNEL, Kind.PLAINTEXT))
+        if sock.closed:
+            return
+        if not known:
+            node.tracker.count("reset_unknown")
+            sock.connected(None, f"the endpoint's workload is not known; waited {node.hold_seconds:g} s")
+            return
+        self._via = _, peer = self._way()
+        if peer is None:
+            self._proxy.dialler.from_workload(self.local, self.address, self.port, sock.connected)
+        else:
+            sock.closed = True
+            self._tunnel(connection, peer, source_port).take_after(sock)
 
     def _way(self) -> tuple[Kind, Identity | None]:
         node = self._proxy.node
