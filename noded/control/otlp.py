@@ -18,7 +18,22 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 from mesh.request_counts import failed
 from noded.link import Span
 
-logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # whoever sends says what failed, once
+
+class _LastWords(logging.Handler):
+    """What the library says of a failure only its log has."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        if record.levelno >= logging.ERROR:
+            self.text = record.getMessage()
+
+
+_last_words = _LastWords()
+_library = logging.getLogger("opentelemetry")
+_library.addHandler(_last_words)
+_library.propagate = False  # whoever sends says what failed, once
 
 
 class Sender:
@@ -36,7 +51,9 @@ class Sender:
             result = self._exporter.export([_readable(span, self._node) for span in spans])
         except Exception as error:  # whatever the library lets through must not end the exporter
             return f"{type(error).__name__}: {error}"
-        return "" if result is SpanExportResult.SUCCESS else "the collector did not take them"
+        if result is SpanExportResult.SUCCESS:
+            return ""
+        return _last_words.text or "the collector did not take them"
 
 
 @functools.lru_cache(1024)

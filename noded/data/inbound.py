@@ -151,6 +151,7 @@ class InboundStream(StreamRelay):
             self.refuse(hbone.BAD_REQUEST, "DPE", request)
             return
         flow.destination, flow.port = flow.target, flow.target_port = request.address, request.port
+        flow.service = inbound.node.serves(request.address, request.port)
         if request.source is not None and request.source[0] == flow.client:
             flow.client_port = request.source[1]
         if request.port in PROXY_PORTS:

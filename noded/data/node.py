@@ -167,6 +167,11 @@ class Node:
             found = self._parties[workload.uid] = party_of(workload, self.snapshot.config)
         return found
 
+    def serves(self, address: str, port: int) -> str:
+        """The host name of the service that a workload's port belongs to, where that is known; else `""`."""
+        service = self.snapshot.served_by(address, port)
+        return service.hostname if service is not None else ""
+
     def identity(self, workload: Workload) -> Identity:
         """Who a workload of the snapshot is."""
         return Identity(self.snapshot.config.trust_domain, workload.namespace, workload.service_account)

@@ -53,7 +53,8 @@ class Passthrough:
             flow.finish("NR", f"no snapshot of the mesh yet; waited {self._node.hold_seconds:g} s")
 
     def _go(self, local: LocalWorkload, flow: Flow, client: socket.socket) -> None:
-        flow.parties(self._source(flow.client), local.party, "", "none")
+        service = self._node.serves(flow.target, flow.target_port)
+        flow.parties(self._source(flow.client), local.party, service, "none")
         if self._http.reads(local, flow.target, flow.target_port):
             self._http.look(local, flow, client, self._let_in)
         else:

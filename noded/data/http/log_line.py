@@ -89,12 +89,13 @@ def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> s
     status = exchange.response.status if exchange.response is not None else 0
     route = tally.route.key if tally.route is not None else "default"
     cluster = f"outbound|{tally.port}||{edge.service}" if edge.outbound else f"inbound|{tally.port}||"
+    peer = (edge.destination if edge.outbound else edge.source).principal if edge.security == "mutual_tls" else ""
     tally.line = (
         f',"response_code":{status},"response_flags":"{exchange.flags}"'
         f',"response_code_details":{quoted(details(exchange.flags, not tally.upstream))}'
         f',"route_name":{quoted(route)},"upstream_cluster":{quoted(cluster)}'
         f',"upstream_host":{quoted(tally.upstream) if tally.upstream else "null"}'
-        f',"service":{quoted(edge.service)},"security":"{edge.security}"'
+        f',"service":{quoted(edge.service)},"security":"{edge.security}","peer_identity":{quoted(peer)}'
     )
     return tally.line
 
@@ -102,12 +103,11 @@ def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> s
 def _of_session(session: Session) -> str:
     """What is the same for all requests of a connection."""
     flow = session.flow
-    peer = flow.peer_identity.uri if flow.peer_identity is not None else ""
     session.line = (
         f',"protocol":"{_protocol(session, None)}"'
         f',"downstream_remote_address":"{format_address(flow.client, flow.client_port)}"'
         f',"downstream_local_address":"{format_address(flow.destination, flow.port)}","requested_server_name":null'
-        f',"direction":"{flow.direction}","workload":{quoted(flow.uid)},"peer_identity":{quoted(peer)}'
+        f',"direction":"{flow.direction}","workload":{quoted(flow.uid)}'
     )
     return session.line
 

@@ -10,6 +10,7 @@ from mesh.http1 import BadMessage
 from mesh.request_counts import RequestReport
 from noded.data.http import log_line
 from noded.data.http.log_line import json_line, text_line
+from noded.data.http.recent import Recent
 from noded.data.http.tally import Outcome, RequestEdge, RequestTally
 from noded.data.http.tap import Taps
 from noded.data.node import Node
@@ -43,6 +44,7 @@ class Seen:
         self._text = node.tracker.text
         self._line = text_line if node.tracker.text else json_line
         self.tracing = node.tracing
+        self.recent = Recent()
         self.taps = Taps(lines=node.tracker.logging and not node.tracker.text)
         self._recent, self._watched = self.taps.recent, self.taps.watched
 
@@ -61,6 +63,8 @@ class Seen:
         if tally is None:
             upstream = format_address(host.address, host.port) if host is not None else ""
             tally = self._tally(edge, outcome, route, upstream, destination.port if destination is not None else 0)
+        if outcome[0] >= _FAILED or exchange.flags != "-":
+            self.recent.outbound(session, exchange, outcome[0])
         self._count(session, exchange, edge, tally)
 
     def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
@@ -69,8 +73,6 @@ class Seen:
         edge = self._by_flow.get(flow.number)
         if edge is None:
             source, destination, service, security = flow.sides
-            if not service and (served := self._node.snapshot.served_by(flow.target, flow.target_port)) is not None:
-                service = served.hostname
             key = source, destination, service, security, flow.target
             edge = self._edges.get(key)
             if edge is None:
@@ -82,6 +84,8 @@ class Seen:
         if tally is None:
             upstream = format_address(flow.target, flow.target_port) if exchange.flags not in _BEFORE else ""
             tally = self._tally(edge, outcome, None, upstream, flow.target_port)
+        if outcome[0] >= _FAILED or exchange.flags != "-":
+            self.recent.inbound(session, exchange, outcome[0])
         self._count(session, exchange, edge, tally)
 
     def refused(self, session: Session, error: BadMessage) -> None:
