@@ -88,6 +88,7 @@ def test_the_fields_of_an_access_log_line_are_described_in_order() -> None:
         tracker = Tracker(source_ports.SourcePorts(table_fd, 0), access_log=True, log_fd=writer)
         flow = Flow(tracker, "shop/web", "inbound", "10.77.1.2", 40000)
         flow.dry_run = ("shop/trial would deny",)
+        flow.audit = ("shop/watch rule 0",)
         flow.finish()
         tracker.flush_log()
         line = json.loads(os.read(reader, 4096))
