@@ -125,7 +125,7 @@ def check(
             raise CheckError(f"address: {error}", "write it as 10.77.1.2") from error
     destinations, route = [_Destination(service, index, None)], None
     if asked is not None and protocol(service.ports[index]) != "tcp":
-        destinations, route = _routed(world, identity, service, index, asked)
+        destinations, route = _routed(world, config, identity, service, index, asked)
     claims = asked.claims if asked is not None else None
     known: dict[object, dict[str, Any]] = {}
     answers = []
@@ -139,12 +139,13 @@ def check(
 
 
 def _routed(
-    world: World, identity: Identity | None, service: Service, index: int, asked: Asked
+    world: World, config: MeshConfig, identity: Identity | None, service: Service, index: int, asked: Asked
 ) -> tuple[list[_Destination], dict[str, Any] | None]:
     """Where the client's node sends the request, as it then is. It has no node that routes if it is outside."""
     port = service.ports[index].port
     try:
-        request = explained.request_of(asked.method, asked.host or service.hostname, asked.path, asked.headers)
+        host, mode = asked.host or service.hostname, config.path_normalization
+        request = explained.request_of(asked.method, host, asked.path, asked.headers, mode)
     except ValueError as error:
         raise CheckError(f"the request: {error}", "it would be refused with 400") from error
     here = [_Destination(service, index, request)]

@@ -26,6 +26,7 @@ def verdict(authorizer: Authorizer, case: Case) -> dict[str, Any]:
         "reason": said.reason,
         "dry_run": list(said.dry_run),
         "mtls_mode": found.mtls_mode,
+        "asks": [ask._asdict() for ask in found.asks],
         "nearest": _nearest(found),
         "steps": [asdict(step) for step in found.steps],
         "flips": [_flip(flip) for flip in flips(authorizer, case)],
@@ -89,8 +90,10 @@ def _does(rule: RouteRule) -> Iterable[str]:
         yield "sends on to the service itself"
 
 
-def request_of(method: str, host: str, path: str, headers: Iterable[tuple[str, str]]) -> Request:
+def request_of(
+    method: str, host: str, path: str, headers: Iterable[tuple[str, str]], mode: Normalization = Normalization.BASE
+) -> Request:
     """A request to ask about, its path in the form that policies and routes see. Raises `ValueError`."""
     made = [(name.strip().lower().encode("latin-1"), value.strip().encode("latin-1")) for name, value in headers]
-    normal = normalise(path.encode("latin-1"), Normalization.BASE)
+    normal = normalise(path.encode("latin-1"), mode)
     return Request(method.encode("latin-1"), host.encode("latin-1"), normal, made)

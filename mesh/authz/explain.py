@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from mesh.authz.authorizer import Authorizer
-from mesh.authz.decider import Decider, Denial, Peer, Permit, compiled, facts_of
+from mesh.authz.decider import Ask, Decider, Denial, Peer, Permit, compiled, facts_of
 from mesh.authz.matching import (
     CONNECTION_ATTRIBUTES,
     OPERATION_FIELDS,
@@ -48,7 +48,7 @@ class Clause:
     """The fact; empty if there is none. Of headers that hold credentials only that there is one."""
     met: bool
     problem: str = ""
-    """Why it cannot be evaluated: with one, an ALLOW rule matches nothing, and a DENY rule takes the clause as met."""
+    """Why it cannot be evaluated: then an ALLOW or AUDIT rule matches nothing, DENY and CUSTOM take it as met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class Explanation:
     verdict: Permit | Denial
     mtls_mode: str
     """Of the target port; STRICT decides about plaintext before any policy."""
+    asks: tuple[Ask, ...]
+    """Of a request, the providers of CUSTOM policies that match: each must permit it first, and may not."""
     steps: tuple[PolicyStep, ...]
 
     @property
@@ -146,16 +148,24 @@ class Judge:
 
     def __init__(self, authorizer: Authorizer, reads: Reads) -> None:
         self.policies, self.strict = authorizer.policies, authorizer.strict
-        self._decider = Decider((policy, compiled(policy, reads)) for policy in self.policies)
+        requests = reads is Reads.REQUEST
+        self._decider = Decider(((policy, compiled(policy, reads)) for policy in self.policies), requests=requests)
 
     def decide(self, case: Case) -> Permit | Denial:
         """The verdict."""
         return self.strict(case.peer) or self._decider.decide(case.facts())
 
+    def asks(self, case: Case) -> tuple[Ask, ...]:
+        """Who must permit a request before it comes to a verdict."""
+        if case.reads is Reads.CONNECTION or self.strict(case.peer):
+            return ()
+        return self._decider.asks(case.facts())
+
 
 def explain(authorizer: Authorizer, case: Case) -> Explanation:
     """Say why. Raises `ValueError` if an address in the peer is not one."""
-    verdict = Judge(authorizer, case.reads).decide(case)
+    judge = Judge(authorizer, case.reads)
+    verdict = judge.decide(case)
     facts = case.facts()
     steps = []
     for policy in sorted(authorizer.policies, key=_order):
@@ -163,11 +173,15 @@ def explain(authorizer: Authorizer, case: Case) -> Explanation:
         first = next((step.rule for step in rules if step.matched), -1)
         decided = not policy.dry_run and policy.key == verdict.policy and first == verdict.rule >= 0
         steps.append(PolicyStep(policy.key, policy.action.value, policy.dry_run, first, decided, rules))
-    return Explanation(verdict, authorizer.mtls_mode(case.peer.destination_port).value, tuple(steps))
+    mode = authorizer.mtls_mode(case.peer.destination_port).value
+    return Explanation(verdict, mode, judge.asks(case), tuple(steps))
 
 
-def _order(policy: Policy) -> tuple[bool, bool]:
-    return policy.dry_run, policy.action is not Action.DENY
+_ORDER = (Action.CUSTOM, Action.DENY, Action.ALLOW, Action.AUDIT)
+
+
+def _order(policy: Policy) -> tuple[bool, int]:
+    return policy.dry_run, _ORDER.index(policy.action)
 
 
 class Test(NamedTuple):

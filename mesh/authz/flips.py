@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from mesh.authz.authorizer import Authorizer
 from mesh.authz.decider import Denial, Permit
 from mesh.authz.explain import Case, Held, Judge, Test, held
+from mesh.authz.matching import Reads
 from mesh.identity import Identity, IdentityError
 from mesh.model import Action, Policy
 
@@ -102,8 +103,10 @@ _Move = tuple[tuple[Change, ...], Case]
 
 def _moves(judge: Judge, case: Case, verdict: Permit | Denial, taken: set[str]) -> Iterator[_Move]:
     """Steps towards the other verdict that leave alone what is `taken`."""
-    decisive = (Action.ALLOW, Action.DENY)
-    enforced = [policy for policy in judge.policies if not policy.dry_run and policy.action in decisive]
+    denying = (Action.DENY, Action.CUSTOM) if case.reads is Reads.CONNECTION else (Action.DENY,)
+    deny = [policy for policy in judge.policies if policy.action in denying and not policy.dry_run]
+    allow = [policy for policy in judge.policies if policy.action is Action.ALLOW and not policy.dry_run]
+    enforced = [*deny, *allow]
     if isinstance(verdict, Denial) and verdict.policy and verdict.rule < 0:
         yield from _with_identity(enforced, case, taken)
         return
@@ -111,17 +114,15 @@ def _moves(judge: Judge, case: Case, verdict: Permit | Denial, taken: set[str]) 
         for policy in enforced:
             if policy.key == verdict.policy and verdict.rule < len(policy.rules):
                 yield from _unmatch(_held(policy, verdict.rule, case), case, taken)
-    towards = Action.DENY if isinstance(verdict, Permit) else Action.ALLOW
     if isinstance(verdict, Permit) and case.peer.identity is not None and "identity" not in taken:
         plaintext = case._replace(peer=case.peer._replace(identity=None))
         if judge.strict(plaintext.peer):
             yield (Change("identity", "", "mutual TLS", (), among=False),), plaintext
     if isinstance(verdict, Denial) and verdict.rule >= 0:
         return  # a DENY rule: no ALLOW rule helps
-    for policy in enforced:
-        if (policy.action is Action.DENY) is (towards is Action.DENY):
-            for rule in range(len(policy.rules)):
-                yield from _match(_held(policy, rule, case), case, taken, allow=towards is Action.ALLOW)
+    for policy in deny if isinstance(verdict, Permit) else allow:
+        for rule in range(len(policy.rules)):
+            yield from _match(_held(policy, rule, case), case, taken, allow=policy.action is Action.ALLOW)
 
 
 def _held(policy: Policy, rule: int, case: Case) -> Held:

@@ -15,7 +15,10 @@ def verdict_lines(why: Row) -> Iterator[str]:
     """How a verdict came about, and what would turn it round."""
     allowed = bool(why.get("allowed"))
     yield clean(f"{'allowed' if allowed else 'denied'}: {why.get('reason', '')}{_by(why)}")
-    steps: Sequence[Row] = [step for step in why.get("steps", ()) if not step.get("dry_run")]
+    for ask in why.get("asks", ()):
+        yield clean(f"  asked first: {ask['provider']}, by CUSTOM {ask['policy']} rule {ask['rule']}: it may say no")
+    every: Sequence[Row] = [step for step in why.get("steps", ()) if not step.get("dry_run")]
+    steps = [step for step in every if step.get("action") in ("DENY", "ALLOW") or step.get("decided")]
     decided = next((step for step in steps if step.get("decided")), None)
     if decided is not None:
         rule = decided["rules"][decided["matched"]]

@@ -7,6 +7,7 @@ import pytest
 from controller.policy_check import Asked, CheckError, check
 from controller.translate import World
 from mesh.model import MeshConfig
+from mesh.paths import Normalization
 from tests.controller.test_translate import build, enrolled, manifest
 
 CONFIG = MeshConfig()
@@ -106,6 +107,17 @@ def test_a_request_is_judged_by_what_it_asks_and_told_what_would_do() -> None:
     assert [(change["what"], change["to"]) for change in why["flips"][0]["changes"]] == [("path", "/public")]
     assert check(world, CONFIG, "shop/client", "shop/web:80", asked=Asked(path="/public")).answers[0].allowed
     assert not check(world, CONFIG, "shop/client", "shop/web:80", asked=Asked("PUT", "/public")).answers[0].allowed
+
+
+def test_paths_are_normalised_as_the_mesh_does() -> None:
+    world = mesh(of_requests("no", {"paths": ["/a/b"]}, "DENY"))
+    merging = MeshConfig(path_normalization=Normalization.MERGE_SLASHES)
+    allowed = {
+        config.path_normalization: check(world, config, "shop/c", "shop/web:80", asked=Asked(path="/a//b")).answers[0]
+        for config in (CONFIG, merging)
+    }
+    assert allowed[Normalization.BASE].allowed
+    assert not allowed[Normalization.MERGE_SLASHES].allowed
 
 
 def test_a_connection_is_told_that_its_requests_would_be_judged() -> None:

@@ -56,7 +56,7 @@ _rules = st.builds(
 _policies = st.lists(
     st.builds(
         Policy, one_of("a", "b", "c", "d"), one_of("shop"), st.sampled_from(Action), tuples(_rules, 3), one_of({}),
-        one_of(False, False, True),
+        one_of(False, False, True), one_of("p", "q"),
     ),
     max_size=4,
     unique_by=lambda made: made.name,
@@ -85,12 +85,12 @@ def judged(policies: list[Policy], strict: bool) -> Authorizer:
     return authorizer(*policies, strict=strict)
 
 
-def by_steps(steps: tuple[PolicyStep, ...]) -> tuple[bool, str, int]:
+def by_steps(steps: tuple[PolicyStep, ...], *denying: str) -> tuple[bool, str, int]:
     """The verdict that the steps amount to, by Istio's order."""
-    enforced = [step for step in steps if not step.dry_run]
+    enforced = [step for step in steps if not step.dry_run and step.action in (*denying, "ALLOW")]
     for step in enforced:
         if step.matched >= 0:
-            return step.action != "DENY", step.policy, step.matched
+            return step.action == "ALLOW", step.policy, step.matched
     return not any(step.action == "ALLOW" for step in enforced), "", -1
 
 
@@ -103,8 +103,9 @@ def test_what_is_explained_is_what_is_enforced(
     found = explain(one, Case.of(peer, request, claims))
     assert found.verdict == enforced
     assert found.allowed is isinstance(enforced, Permit)
+    assert found.asks == one.asks(peer, request, claims)
     if not (strict and peer.identity is None):
-        assert by_steps(found.steps) == (found.allowed, enforced.policy, enforced.rule)
+        assert by_steps(found.steps, "DENY") == (found.allowed, enforced.policy, enforced.rule)
         assert [step.policy for step in found.steps if step.decided] == ([enforced.policy] if enforced.policy else [])
     for step in found.steps:
         for rule in step.rules:
@@ -118,7 +119,7 @@ def test_connections_are_explained_as_they_are_checked(policies: list[Policy], s
     found = explain(one, Case.of(peer, None, None))
     assert found.verdict == enforced
     if not (strict and peer.identity is None):
-        assert by_steps(found.steps) == (found.allowed, enforced.policy, enforced.rule)
+        assert by_steps(found.steps, "CUSTOM", "DENY") == (found.allowed, enforced.policy, enforced.rule)
 
 
 def applied(changes: tuple[Change, ...], peer: Peer, request: Request, claims: Any) -> tuple[Peer, Request, Any]:
@@ -234,3 +235,16 @@ def test_strict_is_told_before_the_policies() -> None:
     assert (found.verdict.policy, found.mtls_mode) == ("shop/strict", "STRICT")
     (flip,) = flips(one, Case.of(plain, get(), None))
     assert (flip.changes[0].what, flip.changes[0].clause) == ("identity", "mutual TLS")
+
+
+def test_who_is_asked_first_is_told_and_no_change_is_sought_in_what_may_say_anything() -> None:
+    custom = Policy("ask", "shop", Action.CUSTOM, (to(paths=("/x",)),), provider="opa")
+    audit = policy(to(paths=("/x",)), action=Action.AUDIT, name="log")
+    one = authorizer(custom, audit, policy(to(methods=("GET",))))
+    found = explain(one, Case.of(WEB, get("/x"), None))
+    assert found.allowed
+    assert [(ask.provider, ask.policy) for ask in found.asks] == [("opa", "shop/ask")]
+    assert [step.action for step in found.steps] == ["CUSTOM", "ALLOW", "AUDIT"]
+    assert told(one, get("/x")) == [{("method", "POST")}]
+    connection = explain(one, Case.of(WEB, None, None))
+    assert (connection.verdict.policy, connection.steps[0].decided) == ("shop/ask", True)
