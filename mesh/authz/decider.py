@@ -4,10 +4,11 @@ all; any ALLOW that matches; else denied. AUDIT decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass
 from typing import NamedTuple, final
 
+from mesh.authz.by_path import ByPath
 from mesh.authz.matching import Facts, Reads, Test, compile_rule
 from mesh.cidr import parse_address
 from mesh.identity import Identity
@@ -105,7 +106,7 @@ class Compiled(NamedTuple):
 class Decider:
     """Policies by what they do, compiled, and Istio's order over them."""
 
-    __slots__ = ("_allow", "_audit", "_custom", "_deny", "_dry_allow", "_dry_deny", "_requests")
+    __slots__ = ("_allow", "_audit", "_by_path", "_custom", "_deny", "_dry_allow", "_dry_deny", "_requests")
 
     def __init__(self, policies: Iterable[tuple[Policy, Compiled]], *, requests: bool = False) -> None:
         """`requests`: it decides on such, and CUSTOM policies were asked before."""
@@ -116,6 +117,7 @@ class Decider:
         self._allow: list[Compiled] = []
         self._dry_deny: list[Compiled] = []
         self._dry_allow: list[Compiled] = []
+        enforced: dict[Action, list[tuple[Policy, Compiled]]] = {Action.DENY: [], Action.ALLOW: []}
         for policy, compiled in policies:
             if policy.action is Action.CUSTOM:
                 if not policy.dry_run:
@@ -128,6 +130,10 @@ class Decider:
             else:
                 kind = self._dry_allow if policy.dry_run else self._allow
             kind.append(compiled)
+            if requests and not policy.dry_run and policy.action in enforced:
+                enforced[policy.action].append((policy, compiled))
+        self._by_path = (ByPath(enforced[Action.DENY]), ByPath(enforced[Action.ALLOW])) if requests else None
+        """The rules of `_deny` and `_allow` for requests."""
 
     def decide(self, facts: Facts) -> Permit | Denial:
         """What they say."""
@@ -135,12 +141,16 @@ class Decider:
         if self._custom and not self._requests and (asked := self.asks(facts)):
             reason = "a CUSTOM policy applies, and nobody can be asked about what is not HTTP"
             return Denial(asked[0].policy, asked[0].rule, reason, (), audit)
-        for one in self._deny:
+        deny: Sequence[Compiled] = self._deny
+        allow: Sequence[Compiled] = self._allow
+        if self._by_path is not None:
+            deny, allow = (rules.among(facts.path) for rules in self._by_path)
+        for one in deny:
             if (rule := one.first_match(facts)) >= 0:
                 return Denial(one.key, rule, "matched a DENY policy", (), audit)
         would_deny = [policy for policy in self._dry_deny if policy.first_match(facts) >= 0]
         would_allow = [policy for policy in self._dry_allow if policy.first_match(facts) >= 0]
-        for one in self._allow:
+        for one in allow:
             if (rule := one.first_match(facts)) >= 0:
                 return Permit(_SEAL, one.key, rule, "matched an ALLOW policy", _would("deny", would_deny), audit)
         if self._allow:
