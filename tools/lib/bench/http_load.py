@@ -36,14 +36,35 @@ def servers(folder: Path) -> list[list[str]]:
     return commands
 
 
+_NEW_PATHS = """
+local number = 0
+request = function()
+   number = number + 1
+   return wrk.format(nil, wrk.path .. "/" .. number)
+end
+"""
+
+
 def requests(
-    netns: str, protocol: Protocol, host: str, port: int, *, connections: int, seconds: float, folder: Path
+    netns: str,
+    protocol: Protocol,
+    host: str,
+    port: int,
+    *,
+    connections: int,
+    seconds: float,
+    folder: Path,
+    new_paths: bool = False,
 ) -> Requests:
-    """Load `host` from `netns`, with one request at a time on each connection. Raises `LoadError`."""
+    """Load `host` from `netns`, with one request at a time on each connection. Raises `LoadError`.
+
+    `new_paths`: no two requests of a run have the same path (HTTP/1.1 only).
+    """
     url = f"http://{host}:{port}{protocol.path}"
     if not protocol.http2:
         script = folder / "report.lua"
-        return load.requests(netns, url, connections=connections, seconds=seconds, script=script)
+        lua = _NEW_PATHS if new_paths else ""
+        return load.requests(netns, url, connections=connections, seconds=seconds, script=script, lua=lua)
     log = folder / "h2load.log"
     log.unlink(missing_ok=True)
     command = ["h2load", "-t1", f"-c{connections}", "-m1", f"-D{max(1, round(seconds))}", f"--log-file={log}"]

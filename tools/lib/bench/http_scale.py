@@ -86,13 +86,17 @@ class _Dimension:
     name: str
     resources: Callable[[int], list[Resource]]
     wanted: float | None = WANTED
+    new_paths: bool = False
+    """Whether no two requests have the same path, so that no verdict and no route can be remembered."""
     meshed: bool = True
     """Whether the server is in the mesh; endpoints are not, so that there can be many."""
 
 
 _DIMENSIONS = (
     _Dimension("policies", _policies),
+    _Dimension("policies, paths new", _policies, new_paths=True),
     _Dimension("routes", _routes),
+    _Dimension("routes, paths new", _routes, new_paths=True),
     _Dimension("endpoints", _hashed, meshed=False),
     # Each has a connection and counters of its own, so this has no bound: it is what the others leave out.
     _Dimension("endpoints in use", _endpoints, wanted=None, meshed=False),
@@ -108,40 +112,47 @@ def measure(rounds: int, seconds: float, folder: Path, say: Callable[[str], None
             few, many = (stack.enter_context(_opened(dimension, number, folder)) for number in (FEW, MANY))
             found = Compared(dimension.name, [], [], dimension.wanted)
             for path in (few, many):
-                _warm(path, folder, say)
+                _warm(path, dimension, folder, say)
             for number in range(rounds):
                 order = ((few, found.few), (many, found.many))
                 for path, runs in order if number % 2 == 0 else order[::-1]:
-                    runs.append(_run(path, seconds, folder, say))
+                    runs.append(_run(path, dimension, seconds, folder, say))
             compared.append(found)
     return compared
 
 
-def _warm(path: Proxied, folder: Path, say: Callable[[str], None]) -> None:
+def _warm(path: Proxied, dimension: _Dimension, folder: Path, say: Callable[[str], None]) -> None:
     """Until no more connections are added: each endpoint in use has one."""
     for _ in range(_WARMING):
         before = path.open_files()
-        _run(path, 3, folder, say)
+        _run(path, dimension, 3, folder, say)
         if path.open_files() <= 1.01 * before:
             return
 
 
-def _run(path: Proxied, seconds: float, folder: Path, say: Callable[[str], None]) -> Run:
+def _run(path: Proxied, dimension: _Dimension, seconds: float, folder: Path, say: Callable[[str], None]) -> Run:
     host, port = path.target(work.HTTP1)
     before = path.cpu_us()
     seen = http_load.requests(
-        path.client, work.HTTP1, host, port, connections=CONNECTIONS, seconds=seconds, folder=folder
+        path.client,
+        work.HTTP1,
+        host,
+        port,
+        connections=CONNECTIONS,
+        seconds=seconds,
+        folder=folder,
+        new_paths=dimension.new_paths,
     )
     run = Run(seen, path.cpu_us() - before)
     if seen.errors:
         raise load.LoadError(f"{path.name}: {seen.errors} errors among {seen.requests} requests")
-    say(f"  {path.name:22} {seen.rps:7.0f} requests/s, CPU {run.cpu_us_per_request:.1f} µs a request")
+    say(f"  {path.name:26} {seen.rps:7.0f} requests/s, CPU {run.cpu_us_per_request:.1f} µs a request")
     return run
 
 
 @contextlib.contextmanager
 def _opened(dimension: _Dimension, number: int, folder: Path) -> Iterator[Proxied]:
-    files = folder / f"{dimension.name}-{number}".replace(" ", "-")
+    files = folder / f"{dimension.name}-{number}".replace(" ", "-").replace(",", "")
     files.mkdir()
     resources = dimension.resources(number)
     manifests = []

@@ -53,9 +53,14 @@ def nginx_command(folder: Path) -> list[str]:
     return ["nginx", "-c", str(config), "-e", str(folder / "nginx.err")]
 
 
-def requests(netns: str, url: str, *, connections: int, seconds: float, script: Path, close: bool = False) -> Requests:
-    """Run wrk in `netns`, one thread, against `url`; with `close`, each request on a connection of its own."""
-    script.write_text(_REPORT)
+def requests(
+    netns: str, url: str, *, connections: int, seconds: float, script: Path, close: bool = False, lua: str = ""
+) -> Requests:
+    """Run wrk in `netns`, one thread, against `url`; with `close`, each request on a connection of its own.
+
+    `lua`: what makes its requests, where not all are alike; `script` is the file for it and for our own.
+    """
+    script.write_text(_REPORT + lua)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script)]
     if close:
         command += ["-H", "Connection: close"]
