@@ -372,6 +372,25 @@ def test_a_policy_by_method_and_path_holds_from_the_moment_it_is_applied(bed: Be
         eventually(lambda: ask("GET", "/b") == 200)
 
 
+def test_a_client_that_no_policy_lets_in_is_told_so_and_both_nodes_log_it(bed: Bed, tmp_path: Path) -> None:
+    nobody = GET_ONLY.partition("  rules:")[0].replace("APP", "web") + "  rules: []\n"
+    before = {pod: len(bed.log(pod)) for pod in ("client", "web-v1")}
+    with applied(bed, tmp_path / "policy.yaml", nobody):
+        # the latter over a connection that was read at the destination already, where a policy asked for that before
+        denied = (503, "denied by the destination's policy"), (403, "RBAC: access denied")
+        status, body = fetch(bed, "http://web-v1/")
+        assert (status, body) in denied
+        eventually(partial(logged, bed, "web-v1", before["web-v1"], 'flags":"RBAC"'))
+        if status == denied[0][0]:
+            eventually(partial(logged, bed, "client", before["client"], '"response_flags":"RBAC"'))
+    assert fetch(bed, "http://web-v1/")[0] == 200
+
+
+def logged(bed: Bed, pod: str, before: int, what: str) -> bool:
+    """Whether a pod's noded has logged it since."""
+    return what in bed.log(pod)[before:]
+
+
 def test_a_killed_backend_costs_no_request_where_there_are_retries(bed: Bed, tmp_path: Path) -> None:
     program = f"pod/{bed.testbed.spec.pod('web-v2').uid}"
     with applied(bed, tmp_path / "policy.yaml", RETRIES), load(bed, "http://web/") as said:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mesh.http1 import BadMessage, ResponseParser, chunk, last_chunk, write_request
 from mesh.message import Headers, Request, Response
-from noded.data.http.transport import Transport
+from noded.data.http.transport import Transport, flags_of
 
 if TYPE_CHECKING:
     from noded.data.http.exchange import Exchange
@@ -204,7 +204,7 @@ class Http1Client:
         self._keeper.gone(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.on_failed(reason, flags or ("UC" if self.transport.established else "UF"), self)
+            exchange.on_failed(reason, flags or flags_of(self.transport, reason), self)
 
     # -- as the parser's sink -----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from mesh.http1 import BadMessage, Limits
 from mesh.message import Headers, Request
 from noded.data.engine import Engine
 from noded.data.http.streams import Http2, MessageStream
+from noded.data.http.transport import flags_of
 
 if TYPE_CHECKING:
     from noded.data.http.exchange import Exchange
@@ -89,7 +90,7 @@ class Http2Client(Http2):
         self.closed = True
         self.reason = reason
         self._keeper.gone2(self)
-        flags = flags or ("UC" if self.transport.established else "UF")
+        flags = flags or flags_of(self.transport, reason)
         self.waiting.clear()
         for stream in [cast(ClientStream, stream) for stream in self.connection.streams.values()]:
             stream.failed(reason, flags)
