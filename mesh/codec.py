@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 
+_SCALARS = frozenset((str, int, float, bool, bytes, type(None)))
 _Decoder = Callable[[Any, str], Any]
 
 
@@ -45,20 +46,24 @@ def decode(of: Any, data: bytes | memoryview) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return [_plain(getattr(value, name)) for name in _names(value.__class__)]
+    kind = value.__class__
+    if kind in _SCALARS:
+        return value
+    if kind is tuple or isinstance(value, tuple | list):
+        return [item if item.__class__ in _SCALARS else _plain(item) for item in value]
+    if (names := _names(kind)) is not None:
+        return [_plain(getattr(value, name)) for name in names]
     if isinstance(value, enum.Enum):
         return value.value
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}
     return value
 
 
 @cache
-def _names(cls: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(cls))
+def _names(cls: Any) -> tuple[str, ...] | None:
+    """Of a dataclass' fields."""
+    return tuple(f.name for f in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else None
 
 
 @cache
