@@ -12,6 +12,8 @@ from mesh.authz import Denial, Peer, Permit
 from mesh.h2.connection import MAX_STREAMS
 from mesh.message import Headers, Request, Response
 from mesh.paths import normalise
+from mesh.retry import Outcome, may_retry
+from mesh.traffic import RetryPolicy
 from noded.data.http.client import Call, Http1Client
 from noded.data.http.client2 import Http2Client
 from noded.data.http.exchange import Exchange
@@ -25,6 +27,9 @@ from noded.data.tracker import Flow
 
 if TYPE_CHECKING:
     from noded.data.http.proxy import HttpProxy
+
+
+_ONCE = RetryPolicy(attempts=1, codes=())
 
 
 class InboundSession(Session):
@@ -157,6 +162,7 @@ class InboundExchange(Exchange):
     def _check(self) -> None:
         session = self.session
         verdict = session.local.authorizer.check_request(session.peer, self.request, self.claims)
+        self.verdict = verdict
         session.flow.decided(verdict)
         if isinstance(verdict, Denial):
             self.reply(403, "RBAC", verdict.text, text="RBAC: access denied")
@@ -166,6 +172,18 @@ class InboundExchange(Exchange):
             self.reply(503, "UF", call)
         else:
             self.send(call)
+
+    def on_failed(self, reason: str, flags: str, call: Call) -> None:
+        """See `Exchange`. If the workload closed its connection just when it was used again, there is a new one."""
+        if call is self.call and call.carried > 1 and not self.session.http2 and self._may_go_again(call):
+            self.call = None
+            self._check()
+        else:
+            super().on_failed(reason, flags, call)
+
+    def _may_go_again(self, call: Call) -> bool:
+        outcome = Outcome.NO_ANSWER if call.established else Outcome.NEVER_SENT
+        return self.kept is not None and may_retry(self.request.method, outcome, _ONCE, 0)
 
     def recheck(self) -> None:
         """See `InboundSession`."""

@@ -273,6 +273,36 @@ async def test_a_client_too_slow_for_the_end_of_an_answer_leaves_the_connection_
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("policies", [(), (CHECKED,)], ids=["routed", "routed and checked"])
+async def test_a_backend_that_closes_as_it_is_used_again_fails_no_idempotent_request(
+    pair: tuple[Lab, Pod, Pod], policies: tuple[Policy, ...]
+) -> None:
+    made, client, pod = pair
+    made.policies = policies
+    await made.publish()
+    seen: list[bytes] = []
+
+    def backend(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        seen.append(connection.recv(65536))  # it has taken this one, and closes all the same
+
+    def run() -> tuple[bytes, bytes]:
+        with client.connect(VIP, 80) as sock:
+            answers = []
+            for method in (b"GET", b"GET", b"POST"):
+                sock.sendall(b"%b / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n" % method)
+                answers.append(sock.recv(65536))
+            assert answers[0].startswith(b"HTTP/1.1 200 ")
+            return answers[1], answers[2]
+
+    with server(pod, 8080, backend):
+        second, third = await trio.to_thread.run_sync(run)
+    assert second.startswith(b"HTTP/1.1 200 ")
+    assert third.startswith(b"HTTP/1.1 503 "), "what is not idempotent may have been carried out"
+    assert [request[:4] for request in seen if request] == [b"GET ", b"POST"]
+
+
 def rss(pod: Pod) -> int:
     """Of the pod's worker, bytes."""
     assert pod.process is not None
