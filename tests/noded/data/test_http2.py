@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from mesh.model import Action, Policy, Rule
-from mesh.traffic import Backend, Parent, Route, RouteRule
+from mesh.traffic import Backend, Parent, Retry, RetryBudget, Route, RouteRule, TrafficPolicy
 from tests.noded.data import grpc_peer
 from tests.noded.data.lab import Lab, Pod, lab, server
 from tests.noded.data.test_http import BY_METHOD, VIP, Web, logged, service
@@ -155,6 +155,28 @@ async def test_an_http2_client_is_led_to_a_backend_that_declares_http1(pair: tup
     assert head.startswith(b"POST /x?y HTTP/1.1\r\nhost: 10.96.0.1\r\n")
     assert b"\r\ncookie: a=b" in head
     assert web.bodies[0] == b"abc"
+
+
+async def test_a_backend_that_is_killed_under_load_costs_no_request(pair: tuple[Lab, Pod, Pod], tmp_path: Path) -> None:
+    made, client, pod = pair
+    other = made.pod("other")
+    await made.enrol(other)
+    made.services = (service(pod, other),)
+    made.routes = (Route("HTTPRoute", "r", "shop", (Parent("shop/web"),), (RouteRule(retry=Retry(3, (503,), 0.01)),)),)
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", retry_budget=RetryBudget(min_per_second=1000)),)
+    await made.publish()
+    # an answer to HEAD is one frame: none can have begun
+    load = "h2load", "-n", "20000", "-c", "4", "-m", "20", "-H", ":method: HEAD", f"http://{VIP}/x"
+    kills = 0
+    with nghttpd(other, tmp_path), running(client, *load) as process, trio.fail_after(100):
+        while process.poll() is None:
+            with nghttpd(pod, tmp_path):
+                await trio.sleep(0.2)
+            kills += 1
+        assert process.stdout is not None
+        out = process.stdout.read().decode()
+    assert "status codes: 20000 2xx, 0 3xx, 0 4xx, 0 5xx" in out, out
+    assert kills
 
 
 # -- gRPC --------------------------------------------------------------------------------------------------------------
