@@ -113,10 +113,14 @@ def _enum(of: type[enum.Enum]) -> _Decoder:
 
 def _tuple(of: Any) -> _Decoder:
     item = _decoder(of)
+    scalar = {of} if of in _SCALARS else None
+    """The only type of an array that need not be looked at one by one."""
 
     def read(raw: Any, path: str) -> Any:
         if type(raw) is not list:
             raise _fail(path, "array", raw)
+        if set(map(type, raw)) == scalar:
+            return tuple(raw)
         return tuple([item(value, f"{path}[{index}]") for index, value in enumerate(raw)])
 
     return read
