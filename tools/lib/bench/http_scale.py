@@ -145,7 +145,7 @@ def _run(path: Proxied, dimension: _Dimension, seconds: float, folder: Path, say
     )
     run = Run(seen, path.cpu_us() - before)
     if seen.errors:
-        raise load.LoadError(f"{path.name}: {seen.errors} errors among {seen.requests} requests")
+        say(f"  {path.name}: {seen.errors} errors among {seen.requests} requests")
     say(f"  {path.name:26} {seen.rps:7.0f} requests/s, CPU {run.cpu_us_per_request:.1f} µs a request")
     return run
 
