@@ -23,6 +23,7 @@ UNKNOWN = Party("unknown", "unknown", "unknown", "unknown", "unknown")
 
 _FAILED = 256
 """Connections that are remembered."""
+_STAMPS = 256
 
 
 class Carrier(Protocol):
@@ -219,6 +220,8 @@ class Tracker:
         self._lines: list[str] = []
         self._second = 0
         self._stamp = ""
+        self._stamps: dict[int, str] = {}
+        """By milliseconds since 1970: many requests begin or end in the same one."""
         self.totals: dict[str, int] = {"access_log_dropped": 0}
         """Counters of this process, by name."""
 
@@ -306,15 +309,16 @@ class Tracker:
 
     def stamp(self, now: float = 0.0) -> str:
         """The time as the access log writes it."""
-        now = now or time.time()
-        second = int(now)
-        if second == self._second:
-            stamp = self._stamp
-        else:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            if second > self._second:  # what has lasted long is asked for once
-                self._second, self._stamp = second, stamp
-        return f"{stamp}.{int((now - second) * 1000):03d}Z"
+        milliseconds = int((now or time.time()) * 1000)
+        stamp = self._stamps.get(milliseconds)
+        if stamp is None:
+            second, rest = divmod(milliseconds, 1000)
+            if second != self._second:
+                self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            if len(self._stamps) >= _STAMPS:
+                self._stamps.clear()
+            stamp = self._stamps[milliseconds] = f"{self._stamp}.{rest:03d}Z"
+        return stamp
 
     def log(self, line: str) -> None:
         """Add a line to the access log."""

@@ -14,6 +14,7 @@ from mesh.message import Headers, Request, Response
 from noded.data.http.server import Responder
 
 if TYPE_CHECKING:
+    from mesh.authz import Denial, Permit
     from noded.data.http.client import Call
     from noded.data.http.session import Session
     from noded.data.http.tracing import SpanContext
@@ -57,6 +58,7 @@ class Exchange:
         "started",
         "timer",
         "trailers",
+        "verdict",
         "waiting",
     )
 
@@ -73,6 +75,8 @@ class Exchange:
         self.flags, self.reason = "-", ""
         self.asked = b""
         """The path that the client asked for, if the request has another now."""
+        self.verdict: Permit | Denial | None = None
+        """What the policies of its destination said."""
         self.span: SpanContext | None = None
         """If it is sampled."""
         self.grpc_status: bytes | None = None

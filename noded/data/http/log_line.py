@@ -7,6 +7,7 @@ for all requests of a connection, or for all of an edge with one outcome: that i
 
 from __future__ import annotations
 
+import functools
 import time
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from mesh.http1 import BadMessage
 from noded.data.tracker import Tracker
 
 if TYPE_CHECKING:
+    from mesh.authz import Denial, Permit
     from mesh.message import Request
     from noded.data.http.exchange import Exchange
     from noded.data.http.session import Session
@@ -54,34 +56,38 @@ def json_line(
     tracker: Tracker, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally, seconds: float
 ) -> str:
     """Istio's keys where there are such, then ours."""
-    request, flow = exchange.request, session.flow
-    headers = dict(request.headers)
+    request = exchange.request
+    header = dict(request.headers).get
     now = time.time()
     served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
     waited = int((exchange.answered_at - exchange.started) * 1000) if served else "null"
-    dry_run = f',"dry_run":[{",".join(map(quoted, flow.dry_run))}]' if flow.dry_run else ""
-    if flow.audit:
-        dry_run += f',"audit":[{",".join(map(quoted, flow.audit))}]'
+    decided = '""' if exchange.verdict is None else _decided(exchange.verdict)
     return (
         f'{{"time":"{tracker.stamp(now)}","type":"request","start_time":"{tracker.stamp(now - seconds)}"'
-        f',"method":{_text(request.method)},"authority":{_text(request.authority)}'
-        f',"path":{_text(exchange.asked or request.path)}'
+        f',"method":{_often(request.method)},"authority":{_often(request.authority)}'
+        f',"path":{quoted((exchange.asked or request.path).decode("latin-1"))}'
         f"{tally.line or _of_outcome(edge, exchange, tally)}"
         f',"bytes_received":{exchange.received},"bytes_sent":{exchange.sent},"duration":{int(seconds * 1000)}'
-        f',"upstream_service_time":{waited},"request_id":{_header(headers.get(b"x-request-id"))}'
-        f',"user_agent":{_header(headers.get(b"user-agent"))}'
-        f',"x_forwarded_for":{_header(headers.get(b"x-forwarded-for"))}'
+        f',"upstream_service_time":{waited},"request_id":{_text(header(b"x-request-id"))}'
+        f',"user_agent":{_often(header(b"user-agent"))},"x_forwarded_for":{_often(header(b"x-forwarded-for"))}'
         f"{session.line or _of_session(session)}"
-        f',"policy":{quoted(flow.policy)},"reason":{quoted(exchange.reason)}{dry_run}}}'
+        f',"policy":{decided},"reason":{quoted(exchange.reason)}}}'
     )
 
 
-def _text(value: bytes) -> str:
-    return quoted(value.decode("latin-1"))
-
-
-def _header(value: bytes | None) -> str:
+def _text(value: bytes | None) -> str:
     return "null" if value is None else quoted(value.decode("latin-1"))
+
+
+_often = functools.lru_cache(512)(_text)
+"""For what many requests have in common."""
+
+
+def _decided(verdict: Permit | Denial) -> str:
+    """By which policy, and what others would have said."""
+    dry_run = f',"dry_run":[{",".join(map(quoted, verdict.dry_run))}]' if verdict.dry_run else ""
+    audit = f',"audit":[{",".join(map(quoted, verdict.audit))}]' if verdict.audit else ""
+    return quoted(verdict.policy) + dry_run + audit
 
 
 def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> str:
@@ -133,7 +139,7 @@ def text_line(
         f" {status} {exchange.flags} {exchange.received} {exchange.sent} {int(seconds * 1000)}"
         f" {waited} {_dashed(headers.get(b'x-forwarded-for'))}"
         f" {_dashed(headers.get(b'user-agent'))} {_dashed(headers.get(b'x-request-id'))}"
-        f' {_text(request.authority)} "{tally.upstream or "-"}"'
+        f' {_often(request.authority)} "{tally.upstream or "-"}"'
     )
 
 
