@@ -64,7 +64,8 @@ def _clause(clause: Row) -> str:
 def _among(wanted: Sequence[str], among: bool) -> str:
     values = ", ".join(wanted)
     if len(wanted) == 1:
-        return f"like {values}" if among else f"not like {values}"
+        like = f"like {values}" if "*" in values else values
+        return like if among else f"not {like}"
     return f"one of {values}" if among else f"none of {values}"
 
 
@@ -73,13 +74,14 @@ def _flips(flips: Sequence[Row], allowed: bool) -> Iterator[str]:
     if not flips:
         yield f"  nothing about the request or its client would make it {other}: only another policy"
     for flip in flips:
-        yield clean(f"  would be {other}{_by(flip)} if {' and '.join(_change(one) for one in flip['changes'])}")
+        by = _by(flip).replace(": ", " by ", 1)
+        yield clean(f"  would be {other}{by} if {' and '.join(_change(one) for one in flip['changes'])}")
 
 
 def _change(change: Row) -> str:
     what, to, wanted = change["what"], change["to"], change["wanted"]
     if change["clause"] == "mutual TLS":
-        return "it came by mutual TLS, from a client in the mesh" if change["among"] else "it came in plaintext"
+        return f"it came by mutual TLS, e.g. as {to}" if change["among"] else "it came in plaintext"
     if not to:
         return f"there were no {what}"
     example = "" if [to] == list(wanted) else f", e.g. {to}"
@@ -101,7 +103,7 @@ def route_lines(why: Row) -> Iterator[str]:
         yield "no route matches: the answer is 404 (flag NR)"
     for backend in why.get("backends", ()):
         problem = f": {backend['invalid']}, answered with 500" if backend["invalid"] else ""
-        yield clean(f"  to {backend['service']} for {backend['share']:.0%} of them{problem}")
+        yield clean(f"  to {backend['service']} ({backend['share']:.0%}){problem}")
     for text in why.get("does", ()):
         yield clean(f"  {text}")
     yield from _not_taken(steps)

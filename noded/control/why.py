@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import trio
@@ -121,8 +122,17 @@ def _route(row: Mapping[str, Any], request: Request, snapshot: Snapshot, notes: 
         because = "that rule's edits are in what is remembered of it" if row["edited"] else "routes have changed since"
         notes.append(f"{taken} took it then; this is what the routes say now: {because}")
     if row["code"] == _FORBIDDEN and row["flags"] == "-":
-        notes.append("denied by its destination: nodectl why on that node, or meshctl policy check, says by what")
+        notes.append(f"its destination said 403; if by a policy, nodectl why there says by which, or: {_check(row)}")
     return told
+
+
+def _check(row: Mapping[str, Any]) -> str:
+    """The command that asks the controller."""
+    identity = Identity.parse(row["source_identity"]) if row["source_identity"] else None
+    client = f"{identity.namespace}/{identity.service_account}" if identity else "-"
+    asked = {"from": client, "to": row["service"], "method": row["method"], "path": row["path"]}
+    asked["host"] = row["authority"]
+    return "meshctl policy check" + "".join(f" --{name} {quote(value)}" for name, value in asked.items())
 
 
 def _target(row: Mapping[str, Any], snapshot: Snapshot) -> dict[str, Any]:

@@ -440,14 +440,14 @@ def test_policy_check_of_a_request_tells_route_clause_and_what_would_do(meshctl:
     assert route.splitlines() == [
         "routed by HTTPRoute/shop/web rule 1",
         "    path: '/a' is below /",
-        "  to shop/web:80 for 100% of them",
+        "  to shop/web:80 (100%)",
         "  more specific, but no match: HTTPRoute/shop/web rule 0: header x-canary: absent is not yes",
     ]
     assert verdict.splitlines() == [
         "shop/web-1, shop/web-2: denied: matched no ALLOW policy (shop/read)",
         "  no match: ALLOW shop/read rule 0",
         "    to[0] paths: '/\\x1badmin' is not like /public*",
-        "  would be allowed: shop/read rule 0 if path were like /public*, e.g. /public",
+        "  would be allowed by shop/read rule 0 if path were like /public*, e.g. /public",
     ]
 
 
