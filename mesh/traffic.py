@@ -252,14 +252,21 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`spec.fault`: for the share of requests that match."""
+    """`spec.fault`: for the share of requests that match, and of connections that are not HTTP unless `headers`."""
 
     delay: float = 0.0
     delay_share: int = 0
     abort: int = 0
-    """HTTP status; for gRPC `grpc_status`."""
+    """HTTP status; what that stands for in gRPC, unless `grpc_status`. Of requests only."""
     abort_share: int = 0
     headers: tuple[ValueMatch, ...] = ()
+    grpc_status: int = -1
+    """For gRPC requests; -1: what `abort` stands for."""
+    reset_share: int = 0
+    """Of connections that are not HTTP."""
+    bandwidth: int = 0
+    """Bytes a second for each direction of a connection that is not HTTP; 0: no bound."""
+    bandwidth_share: int = 0
 
 
 @dataclass(frozen=True, slots=True)

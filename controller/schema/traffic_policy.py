@@ -154,21 +154,45 @@ class Retries(Strict):
 
 
 class Delay(Strict):
-    """Holds requests up."""
+    """Holds requests up, and connections that are not HTTP."""
 
     duration: Time
     """For how long."""
     percent: Percentage = None
-    """Of the requests; all where it is left out."""
+    """Of them; all where it is left out."""
 
 
 class Abort(Strict):
     """Answers requests with an error."""
 
-    status: Annotated[int, AfterValidator(between(200, 599, "a status"))]
-    """HTTP's; a gRPC client gets what it stands for."""
+    status: Annotated[int, AfterValidator(between(200, 599, "a status"))] | None = None
+    """HTTP's; where it is left out, what grpcStatus stands for."""
+    grpc_status: Annotated[int, AfterValidator(between(1, 16, "a status of gRPC that is an error"))] | None = None
+    """For gRPC clients; where it is left out, what status stands for."""
     percent: Percentage = None
     """Of the requests; all where it is left out."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Abort:
+        if self.status is None and self.grpc_status is None:
+            raise wrong("an abort without a status", "add 'status' or 'grpcStatus'")
+        return self
+
+
+class Reset(Strict):
+    """Resets connections that are not HTTP."""
+
+    percent: Percentage = None
+    """Of the connections; all where it is left out."""
+
+
+class Bandwidth(Strict):
+    """Slows down connections that are not HTTP."""
+
+    bytes_per_second: _Count
+    """For each direction of each connection."""
+    percent: Percentage = None
+    """Of the connections; all where it is left out."""
 
 
 class Fault(Strict):
@@ -178,13 +202,21 @@ class Fault(Strict):
     """Hold up."""
     abort: Abort | None = None
     """Answer with an error."""
+    reset: Reset | None = None
+    """Reset connections that are not HTTP."""
+    bandwidth: Bandwidth | None = None
+    """Slow down connections that are not HTTP."""
     headers: Annotated[list[HeaderMatch], Field(max_length=16)] | None = None
-    """Only requests with all of these headers."""
+    """Only requests with all of these headers; then no connections that are not HTTP."""
 
     @model_validator(mode="after")
     def _whole(self) -> Fault:
-        if self.delay is None and self.abort is None:
-            raise wrong("a fault that does nothing", "add 'delay' or 'abort'")
+        if self.delay is None and self.abort is None and self.reset is None and self.bandwidth is None:
+            raise wrong("a fault that does nothing", "add 'delay', 'abort', 'reset' or 'bandwidth'")
+        if self.headers and (self.reset or self.bandwidth):
+            raise wrong(
+                "headers are of requests", "remove 'headers', or 'reset' and 'bandwidth', which are not for HTTP"
+            )
         once((header.name.lower() for header in self.headers or ()), "header")
         return self
 
@@ -203,9 +235,15 @@ class RateLimit(Strict):
     scope: Literal["Node", "Mesh"] | None = None
     """One bucket a node, or one for the Service across all nodes; Node where it is left out."""
     by_header: HeaderName | None = None
-    """A bucket for each value of this request header."""
+    """A bucket for each value of this request header; with scope Node only."""
     matches: Annotated[list[HttpMatch], Field(max_length=16)] | None = None
     """Only requests that any of these match."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> RateLimit:
+        if self.by_header and self.scope == "Mesh":
+            raise wrong("nodes do not share a bucket for each value of a header", "use scope Node, or remove byHeader")
+        return self
 
 
 class TrafficPolicySpec(Strict):

@@ -139,14 +139,23 @@ def _retries(part: Mapping[str, Any]) -> RetryPolicy:
     )
 
 
+_OF_GRPC = {1: 499, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501, 14: 503, 16: 401}
+"""What a status of gRPC is in HTTP (google/rpc/code.proto); 500 for the others."""
+
+
 def _fault(part: Mapping[str, Any]) -> Fault:
-    delay, abort = part.get("delay"), part.get("abort")
+    delay, abort, slow = part.get("delay"), part.get("abort"), part.get("bandwidth")
+    grpc = (abort or {}).get("grpcStatus")
     return Fault(
         seconds(delay["duration"]) if delay else 0.0,
         share(delay.get("percent")) if delay else 0,
-        abort["status"] if abort else 0,
+        (abort.get("status") or _OF_GRPC.get(grpc or 0, 500)) if abort else 0,
         share(abort.get("percent")) if abort else 0,
         header_matches(part.get("headers")),
+        -1 if grpc is None else grpc,
+        0 if (reset := part.get("reset")) is None else share(reset.get("percent")),
+        slow["bytesPerSecond"] if slow else 0,
+        share(slow.get("percent")) if slow else 0,
     )
 
 

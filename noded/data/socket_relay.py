@@ -29,7 +29,11 @@ class Waiting:
             flow.finish("UF", why)
             return
         flow.establish()
-        flow.carrier = SocketRelay(self._engine, flow, self._client, server)
+        flow.carrier = self.join(server)
+
+    def join(self, server: socket.socket) -> SocketRelay:
+        """Let bytes flow between the client and this server."""
+        return SocketRelay(self._engine, self._flow, self._client, server)
 
     def counts(self) -> tuple[int, int]:
         """As `Carrier` has it."""
@@ -47,12 +51,16 @@ class SocketRelay:
 
     def __init__(self, engine: Engine, flow: Flow, client: socket.socket, server: socket.socket) -> None:
         self._flow = flow
-        self._forward = _Half(self, engine, client, server)
-        self._backward = _Half(self, engine, server, client)
+        self._forward = self.half(engine, client, server)
+        self._backward = self.half(engine, server, client)
         self._forward.other, self._backward.other = self._backward, self._forward
         self._closed = False
         engine.add(self._forward.source_fd, self._forward.on_source)
         engine.add(self._backward.source_fd, self._backward.on_source)
+
+    def half(self, engine: Engine, source: socket.socket, sink: socket.socket) -> Half:
+        """One direction."""
+        return Half(self, engine, source, sink)
 
     def counts(self) -> tuple[int, int]:
         """As `Carrier` has it."""
@@ -72,7 +80,7 @@ class SocketRelay:
             self._close()
             self._flow.finish(flags, reason)
 
-    def failed(self, half: _Half, error: OSError | None) -> None:
+    def failed(self, half: Half, error: OSError | None) -> None:
         """The socket that `half` reads from was reset."""
         who, flags = ("the client", "DC") if half is self._forward else ("the server", "UC")
         self.abort(f"{who} reset the connection" if error is None else f"{who}: {error.strerror}", flags)
@@ -83,7 +91,7 @@ class SocketRelay:
         self._backward.close()
 
 
-class _Half:
+class Half:
     """One direction. Owns its source; its sink is the other half's source."""
 
     __slots__ = (
@@ -108,7 +116,7 @@ class _Half:
         self.source, self._sink = source, sink
         self.source_fd = source.fileno()
         self._recv, self._send = source.recv, sink.send
-        self.other: _Half
+        self.other: Half
         self.moved = 0
         self.done = self._eof = self._muted = False
         self._chunk = FIRST_READ

@@ -198,6 +198,9 @@ def test_timeouts_retries_and_the_name() -> None:
     assert (made.name, made.timeout, made.backend_timeout) == ("slow", 90.0, 2.5)
     assert made.retry == Retry(3, (500, 503), 0.1)
     assert rule_of({"retry": {}}).retry == Retry(1)
+    none = rule_of({"timeouts": {"request": "0s", "backendRequest": "0s"}})
+    assert none.timeout < 0
+    assert none.backend_timeout < 0
 
 
 def test_a_route_without_rules_takes_everything_to_nowhere() -> None:
@@ -359,10 +362,10 @@ def test_a_traffic_policy_in_full() -> None:
                 "requests": 10,
                 "per": "1m",
                 "burst": 5,
-                "scope": "Mesh",
                 "byHeader": "X-User",
                 "matches": [{"method": "POST"}],
-            }
+            },
+            {"name": "b", "requests": 1, "scope": "Mesh"},
         ],
     }
     made = build(resource("TrafficPolicy", "p", spec, created=7)).traffic["shop/p"]
@@ -375,7 +378,22 @@ def test_a_traffic_policy_in_full() -> None:
     assert made.retry_budget is not None
     assert (made.retry_budget.ratio, made.retry_budget.min_per_second, made.retry_budget.ttl) == (3000, 0, 5.0)
     assert made.fault == Fault(0.25, 100, 503, 10_000, (ValueMatch("x-fault", "yes"),))
-    assert made.rate_limits == (RateLimit("a", 10, 60.0, 5, True, "x-user", (RouteMatch(method="POST"),)),)
+    assert made.rate_limits == (
+        RateLimit("a", 10, 60.0, 5, False, "x-user", (RouteMatch(method="POST"),)),
+        RateLimit("b", 1, shared=True),
+    )
+
+
+def test_faults_of_grpc_and_of_connections() -> None:
+    def fault(**stated: Any) -> Fault | None:
+        spec = {"targetRef": {"name": "web"}, "fault": stated}
+        return build(resource("TrafficPolicy", "p", spec)).traffic["shop/p"].fault
+
+    made = Fault(abort=504, abort_share=10_000, grpc_status=4, reset_share=100, bandwidth=1000, bandwidth_share=10_000)
+    assert fault(abort={"grpcStatus": 4}, reset={"percent": 1}, bandwidth={"bytesPerSecond": 1000}) == made
+    assert fault(abort={"grpcStatus": 2}) == Fault(abort=500, abort_share=10_000, grpc_status=2)
+    assert fault(abort={"grpcStatus": 2, "status": 418}) == Fault(abort=418, abort_share=10_000, grpc_status=2)
+    assert fault(reset={}) == Fault(reset_share=10_000)
 
 
 def test_what_a_traffic_policy_leaves_out_has_the_models_defaults() -> None:

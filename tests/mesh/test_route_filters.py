@@ -333,6 +333,12 @@ def test_a_rules_word_comes_before_its_services() -> None:
     assert limits(None, policy) == unsaid
 
 
+def test_a_rule_may_say_that_there_is_no_limit_whatever_its_service_says() -> None:
+    policy = TrafficPolicy("p", "shop", "shop/a", timeout=9.0, retries=RetryPolicy(per_try_timeout=2.0))
+    none = limits(RouteRule(timeout=-1.0, backend_timeout=-1.0), policy)
+    assert (none.timeout, none.try_timeout) == (0.0, 0.0)
+
+
 def test_a_try_takes_no_longer_than_the_whole() -> None:
     policy = TrafficPolicy("p", "shop", "shop/a", retries=RetryPolicy(per_try_timeout=2.0))
 

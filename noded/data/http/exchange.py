@@ -206,8 +206,10 @@ class Exchange:
 
     # -- its end ------------------------------------------------------------------------------------------------------
 
-    def reply(self, status: int, flags: str, reason: str, headers: Headers | None = None, text: str = "") -> None:
-        """Answer with a status of our own, or, where an answer is under way, break it off."""
+    def reply(
+        self, status: int, flags: str, reason: str, headers: Headers | None = None, text: str = "", grpc: int = -1
+    ) -> None:
+        """Answer with a status of our own (`grpc`: not what it stands for), or break off an answer under way."""
         if self.done:
             return
         self.flags, self.reason = flags, reason
@@ -217,7 +219,7 @@ class Exchange:
             return
         request = self.request
         if (request.header(b"content-type") or b"").startswith(b"application/grpc"):
-            code = _GRPC.get(status, 2)
+            code = grpc if grpc >= 0 else _GRPC.get(status, 2)
             response = Response(200, [
                 (b"content-type", b"application/grpc"),
                 (b"grpc-status", b"%d" % code),

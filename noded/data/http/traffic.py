@@ -92,7 +92,8 @@ class Traffic:
 
         def suffer() -> None:
             if injection.abort:
-                exchange.reply(injection.abort, "FI", "a fault was injected", text="fault filter abort")
+                status = injection.grpc_status
+                exchange.reply(injection.abort, "FI", "a fault was injected", text="fault filter abort", grpc=status)
             else:
                 exchange.go()
 

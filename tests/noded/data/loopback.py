@@ -29,7 +29,7 @@ from noded.data.engine import Engine
 from noded.data.http.proxy import HttpProxy
 from noded.data.inbound import Inbound
 from noded.data.node import LocalWorkload, Node
-from noded.data.outbound import OutboundStream
+from noded.data.outbound_stream import OutboundStream
 from noded.data.pool import Pool
 from noded.data.sockets import tune
 from noded.data.timers import Timers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 import time
@@ -10,9 +11,11 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from mesh.model import Service
 from mesh.traffic import (
     Balance,
     CircuitBreaker,
+    Fault,
     LoadBalancing,
     Parent,
     RateLimit,
@@ -21,8 +24,8 @@ from mesh.traffic import (
     RouteRule,
     TrafficPolicy,
 )
-from tests.noded.data.lab import Lab, Pod, server
-from tests.noded.data.test_http import GET, Web, asked, logged, pair, service
+from tests.noded.data.lab import Lab, Pod, echo, read_all, server
+from tests.noded.data.test_http import GET, VIP, Web, asked, logged, pair, service
 
 __all__ = ["pair"]
 pytestmark = pytest.mark.root
@@ -64,6 +67,17 @@ async def test_a_grpc_client_is_told_unavailable(pair: tuple[Lab, Pod, Pod]) -> 
     with server(pod, 8080, Web()):
         answer = await asked(client, GET + grpc)
     assert headers(answer[answer.rindex(b"HTTP/1.1 200 ") :])[b"grpc-status"] == b"14"
+
+
+async def test_an_abort_may_have_a_status_of_grpc(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    fault = Fault(abort=503, abort_share=10_000, grpc_status=8)
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", fault=fault),)
+    await made.publish()
+    grpc = b"POST /s/m HTTP/1.1\r\nHost: web\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n"
+    with server(pod, 8080, Web()):
+        assert headers(await asked(client, grpc))[b"grpc-status"] == b"8"
+        assert (await asked(client, GET)).startswith(b"HTTP/1.1 503 ")
 
 
 async def test_only_requests_that_match_count(pair: tuple[Lab, Pod, Pod]) -> None:
@@ -251,3 +265,82 @@ async def test_a_route_s_0s_is_no_limit_whatever_the_policy_says(pair: tuple[Lab
             assert b" 504 " in await asked(client, GET)
             slow.go.set()
     assert b" 200 " in answers[0]
+
+
+def faulty(pod: Pod, fault: Fault) -> tuple[tuple[Service, ...], tuple[TrafficPolicy, ...]]:
+    """A port that is not HTTP."""
+    return (service(pod, protocol="tcp"),), (TrafficPolicy("t", "shop", "shop/web", fault=fault),)
+
+
+async def test_a_connection_that_is_not_http_is_reset_by_a_fault(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.services, made.traffic = faulty(pod, Fault(reset_share=10_000))
+    await made.publish()
+    with server(pod, 8080, echo) as seen:
+
+        def talk() -> None:
+            with client.connect(VIP, 80) as sock, pytest.raises(ConnectionResetError):
+                read_all(sock)
+
+        await trio.to_thread.run_sync(talk)
+    assert seen == []
+    await until(client.access_log)
+    assert client.access_log()[0]["flags"] == "FI"
+
+
+async def test_a_connection_that_is_not_http_is_held_up_by_a_fault(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.services, made.traffic = faulty(pod, Fault(delay=0.3, delay_share=10_000))
+    await made.publish()
+
+    def talk() -> bytes:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(b"hello")
+            sock.shutdown(socket.SHUT_WR)
+            return read_all(sock)
+
+    with server(pod, 8080, echo):
+        began = time.monotonic()
+        assert await trio.to_thread.run_sync(talk) == b"hello"
+    assert time.monotonic() - began >= 0.3
+
+
+@pytest.mark.parametrize("meshed", [True, False])
+async def test_a_connection_that_is_not_http_is_slowed_down_by_a_fault(
+    pair: tuple[Lab, Pod, Pod], meshed: bool
+) -> None:
+    """Both ways, in a tunnel and in plaintext; no byte is lost, and the end comes after the last."""
+    made, client, pod = pair
+    target = pod if meshed else made.pod("outside")
+    made.services, made.traffic = faulty(target, Fault(bandwidth=400_000, bandwidth_share=10_000))
+    await made.publish()
+    body = bytes(range(256)) * 1600
+    seconds = len(body) / 400_000
+
+    def upload() -> bytes:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(body)
+            sock.shutdown(socket.SHUT_WR)
+            return read_all(sock)
+
+    def swallow(connection: socket.socket) -> None:
+        connection.sendall(hashlib.sha256(read_all(connection)).digest())
+
+    with server(target, 8080, swallow):
+        began = time.monotonic()
+        assert await trio.to_thread.run_sync(upload) == hashlib.sha256(body).digest()
+        assert time.monotonic() - began >= 0.8 * seconds
+
+    def download() -> bytes:
+        with client.connect(VIP, 80) as sock:
+            sock.sendall(b"x")
+            return read_all(sock)
+
+    def send(connection: socket.socket) -> None:
+        connection.recv(1)
+        connection.sendall(body)
+
+    with server(target, 8080, send):
+        began = time.monotonic()
+        assert await trio.to_thread.run_sync(download) == body
+        assert time.monotonic() - began >= 0.8 * seconds
