@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,7 @@ from tests.noded.data.test_http import GET, VIP, Web, asked, service
 
 pytestmark = pytest.mark.root
 
+_RESET = struct.pack("ii", 1, 0)
 CHECKED = Policy("all", "shop", Action.ALLOW, (Rule(operations=(Operation(paths=("/*",)),)),))
 """Has the destination's node read requests, too."""
 
@@ -466,3 +468,139 @@ async def test_a_workload_that_leaves_has_its_answers_first(pair: tuple[Lab, Pod
     pod = made.pods[name]
     assert (await ending(made, pod, messages.WorkloadDown(pod.uid, 600))).startswith(b"HTTP/1.1 200 ")
     await made.expect(pod, messages.WorkloadGone)
+
+
+# -- breaking off at every stage --------------------------------------------------------------------------------------
+
+
+def descriptors(pod: Pod) -> int:
+    """Of the pod's worker."""
+    assert pod.process is not None
+    return len(os.listdir(f"/proc/{pod.process.pid}/fd"))
+
+
+UPGRADE = b"GET /ws HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nearly"
+REQUESTS = (
+    GET + GET,
+    b"PUT /a HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-a: b\r\n\r\n",
+    b"PUT /a HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\nhello",
+    UPGRADE,
+)
+ANSWERS = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nraw",
+)
+
+
+async def test_whatever_breaks_off_at_whatever_stage_leaves_nothing_behind(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    answer: list[tuple[bytes, bool]] = [(ANSWERS[0], False)]
+
+    def backend(connection: socket.socket) -> None:
+        connection.recv(65536)
+        raw, reset = answer[0]
+        connection.sendall(raw)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    def leave(raw: bytes, how: str) -> None:
+        with client.connect(VIP, 80) as sock:
+            sock.settimeout(0.02 if how == "late reset" else 20)
+            sock.sendall(raw)
+            if how == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                return
+            if how == "half-close":
+                sock.shutdown(socket.SHUT_WR)
+            try:
+                read_all(sock)
+            except OSError:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    def play() -> None:
+        for raw in REQUESTS:
+            for cut in range(1, len(raw) + 1, 3):
+                for how in ("reset", "half-close", "late reset"):
+                    leave(raw[:cut], how)
+        for raw in ANSWERS:
+            for cut in range(0, len(raw) + 1, 3):
+                for reset in (False, True):
+                    answer[0] = raw[:cut], reset
+                    leave(UPGRADE if b" 101 " in raw else GET, "half-close")
+
+    with server(pod, 8080, backend):
+        assert (await asked(client, GET)).endswith(b"hello")
+        before = descriptors(client), descriptors(pod)
+        await trio.to_thread.run_sync(play)
+        with trio.fail_after(30):
+            while descriptors(client) > before[0] + 1 or descriptors(pod) > before[1] + 1:
+                await trio.sleep(0.1)
+        answer[0] = ANSWERS[0], False
+        assert (await asked(client, GET)).endswith(b"hello")
+    for each in (client, pod):
+        assert "bug" not in (each.log.read_text() if each.log else "")
+        assert [row for row in await made.query(each, "connections") if row["state"] != "open"] == []
+
+
+async def test_hundreds_of_clients_that_say_nothing_or_half_of_it_hold_up_nobody(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    silent: list[socket.socket] = []
+    before = rss(client), rss(pod)
+    with server(pod, 8080, Web()):
+        try:
+            for number in range(600):
+                sock = client.connect(VIP, 80)
+                silent.append(sock)
+                sock.sendall(
+                    (b"", b"G", GET[:-1], GET, b"PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 9\r\n\r\n")[number % 5]
+                )
+            assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
+            for each, was in zip((client, pod), before, strict=True):
+                assert rss(each) - was < 12 << 20
+        finally:
+            for sock in silent:
+                sock.close()
+        with trio.fail_after(20):
+            while await made.query(client, "connections"):
+                await trio.sleep(0.1)
+
+
+async def test_a_connection_in_use_while_its_backend_joins_the_mesh_is_not_used_again(tmp_path: Path) -> None:
+    """It is in plaintext, and the next request may not be."""
+    started, go = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket) -> None:
+        while connection.recv(4096):
+            started.set()
+            go.wait(20)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with lab(tmp_path) as made:
+        client, pod = made.pod("client"), made.pod("web")
+        await made.enrol(client)
+        made.services = (service(pod),)
+        await made.publish()
+        with server(pod, 8080, slow) as seen:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(asked, client, GET)
+                await trio.to_thread.run_sync(started.wait, 20)
+                await made.enrol(pod)
+                await made.publish()
+                go.set()
+            assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
+        assert len(seen) == 2
+        assert {tunnel["peer"] for tunnel in await made.query(client, "tunnels")} == {pod.address}
+
+
+async def test_an_idle_connection_is_not_used_for_another_workload_at_its_address(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    web = Web()
+    with server(pod, 8080, web):
+        assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
+        pod.name = "other"  # with the certificate of the one before it
+        made.services = (service(pod),)
+        await made.publish()
+        answer = await asked(client, GET)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert len(web.heads) == 1
