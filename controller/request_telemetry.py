@@ -54,7 +54,7 @@ class RequestTelemetry:
     """Sums up reports. The key that was quiet longest makes room for a new one when there are `limit`."""
 
     clock: Callable[[], float]
-    limit: int = 20_000
+    limit: int = 10_000
     rejected: int = 0
     """Reports that were not believed."""
     evicted: int = 0

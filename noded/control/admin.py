@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.trio import serve
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from noded import logs
@@ -173,7 +173,11 @@ def _seconds(value: Any, what: str, default: float) -> float:
 
 
 async def _metrics(parts: Parts, _request: Request) -> Response:
-    return Response(metrics.text(parts.telemetry, view.gauges(parts)), media_type=_PROMETHEUS)
+    async def body() -> AsyncIterator[bytes]:
+        for piece in metrics.pieces(parts.telemetry, view.gauges(parts)):
+            yield piece
+
+    return StreamingResponse(body(), media_type=_PROMETHEUS)
 
 
 async def _status(parts: Parts, _request: Request) -> Any:

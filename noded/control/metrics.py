@@ -101,11 +101,17 @@ class MeshCollector(Collector):
                 yield CounterMetricFamily(f"nodemesh_{name}", "Over all workers.", value=value)
 
 
-def text(telemetry: Telemetry, gauges: Gauges) -> bytes:
-    """The exposition format, version 0.0.4."""
+def pieces(telemetry: Telemetry, gauges: Gauges) -> Iterator[bytes]:
+    """The exposition format, version 0.0.4, bit by bit: of requests there may be a lot."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MeshCollector(telemetry, gauges))
-    return generate_latest(registry) + b"".join(request_metrics.text(telemetry.requests))
+    yield generate_latest(registry)
+    yield from request_metrics.text(telemetry.requests)
+
+
+def text(telemetry: Telemetry, gauges: Gauges) -> bytes:
+    """All of it."""
+    return b"".join(pieces(telemetry, gauges))
 
 
 def labels(key: EdgeKey) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 
-import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -41,9 +40,7 @@ class Sender:
 
     def __init__(self, endpoint: str, node: str, timeout: float) -> None:
         self._node = node
-        session = requests.Session()
-        session.trust_env = False  # no proxy, no .netrc
-        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=timeout, session=session)
+        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=timeout)
 
     def send(self, spans: list[Span]) -> str:
         """Send a batch; says what went wrong, or `""`."""

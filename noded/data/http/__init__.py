@@ -4,7 +4,7 @@ transport   bytes of one connection: a socket, or a stream of a tunnel
 server      a client's connection, cut into requests        client   a connection to a backend, carrying them
 exchange    one request and its response, joined            timers   what happens later
 outbound    routing, at the source's node                   inbound  policy, at the destination's
-upstreams   the connections to backends                     seen     log line and counts of a request
-recent      those that were denied or failed
-recent      those that were denied or failed
+upstreams   the connections to backends                     seen     what a request leaves behind:
+tally       its count       log_line    its line in the log tracing  its span
+tap         it, for who watches                             recent   it, if it was denied or failed
 """

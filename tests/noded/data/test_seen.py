@@ -17,6 +17,7 @@ from noded.control import request_metrics
 from noded.control.request_telemetry import RequestTelemetry
 from tests.noded.data.lab import Lab, Pod, lab, server
 from tests.noded.data.test_http import GET, Web, asked, logged, service
+from tests.noded.data.test_http2 import called, grpc_server
 
 pytestmark = pytest.mark.root
 
@@ -271,3 +272,17 @@ async def test_endpoints_show_how_they_fare(pair: tuple[Lab, Pod, Pod]) -> None:
     assert (row["service"], row["port"], row["address"], row["target_port"]) == ("shop/web", 80, pod.address, 8080)
     assert (row["workload"], row["active"], row["ejected_seconds"]) == (pod.uid, 0, 0)
     assert row["ewma_ms"] > 0
+
+
+async def test_grpc_calls_are_counted_with_the_status_in_their_trailers(
+    traced: tuple[Lab, Pod, Pod],
+) -> None:
+    made, client, pod = traced
+    made.services = (service(pod, protocol="grpc"),)
+    await made.publish()
+    with grpc_server(pod):
+        await called(client, "unary", "failure")
+    for side in (client, pod):
+        reports = await counted(made, side, 2)
+        assert {(report.key.protocol, report.key.code) for report in reports} == {("grpc", 200)}
+        assert {report.key.grpc: report.key.edge.flags for report in reports} == {"0": "-", "9": "-"}
