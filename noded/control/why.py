@@ -15,7 +15,7 @@ import trio
 from mesh import explained
 from mesh.authz import Authorizer, Peer
 from mesh.authz.explain import Case
-from mesh.hbone import parse_address
+from mesh.hbone import format_address, parse_address
 from mesh.identity import Identity
 from mesh.message import CREDENTIALS, Request
 from mesh.resolve import resolve
@@ -25,6 +25,7 @@ from noded.control.failure import NotFound
 from noded.control.view import Parts
 
 _HIDDEN = {name.decode() for name in CREDENTIALS}
+_NOWHERE = format_address("", 0)
 _RBAC = "RBAC"
 _FORBIDDEN = 403
 
@@ -67,9 +68,13 @@ def explain(row: Mapping[str, Any], snapshot: Snapshot, labels: Mapping[str, str
     notes: list[str] = []
     answer: dict[str, Any] = {"what": shown(row), "verdict": None, "route": None, "target": None, "notes": notes}
     request = _request(row) if "method" in row else None
-    if request is not None and not row["whole"]:
+    outbound = row["direction"] == "outbound"
+    where = row["destination"] != _NOWHERE if outbound else row["target"]
+    if not where:
+        notes.append("it ended before it was known where to")
+    elif request is not None and not row["whole"]:
         notes.append("its head was too large to be kept: what it held cannot be explained")
-    elif row["direction"] == "outbound":
+    elif outbound:
         if request is not None:
             answer["route"] = _route(row, request, snapshot, notes)
         else:
@@ -78,8 +83,6 @@ def explain(row: Mapping[str, Any], snapshot: Snapshot, labels: Mapping[str, str
         notes.append("the workload has left the mesh: nothing is enforced for it here")
     elif row.get("http") and request is None:
         notes.append("it carries requests, each of which is judged: nodectl why has those that were denied")
-    elif not row["target"]:
-        notes.append("it ended before it was known where to")
     else:
         answer["verdict"] = _verdict(row, request, snapshot, labels)
         allowed, denied = answer["verdict"]["allowed"], row.get("flags") == _RBAC
