@@ -20,6 +20,7 @@ from noded.data.node import Node
 from noded.data.timers import Timers
 
 _BALANCING, _BUDGET = LoadBalancing(), RetryBudget()
+_SLICE_SECONDS = 0.001
 
 
 class Destination:
@@ -84,6 +85,7 @@ class Destinations:
         self._node, self._timers = node, timers
         self._all: dict[tuple[str, int], Destination] = {}
         self._revision: Snapshot | None = None
+        self._preparing = False
         self.shared_limits = SharedLimits(node, timers)
         self.limiters = Limiters(node.buckets, self.shared_limits)
 
@@ -99,6 +101,7 @@ class Destinations:
                 return None
             found = self._all[service, port] = Destination(known, port, self.limiters, self._node.workers, self._timers)
             found.refresh(snapshot, self._node.workloads, time.monotonic())
+            self._prepare()
         return found
 
     def all(self) -> Collection[Destination]:
@@ -111,6 +114,17 @@ class Destinations:
             if destination.traffic is not None:
                 destination.traffic.tick(now)
 
+    def _prepare(self) -> None:
+        """Build the tables that affinity needs, beside the requests: a slice of one at a time."""
+        if not self._preparing:
+            self._preparing = True
+            self._timers.after(_SLICE_SECONDS, self._slice)
+
+    def _slice(self) -> None:
+        self._preparing = False
+        if any(destination.hosts.work() for destination in self._all.values()):
+            self._prepare()
+
     def _forget(self, snapshot: Snapshot) -> None:
         """There is a new snapshot: drop what is gone, refresh the rest."""
         self._revision = snapshot
@@ -121,4 +135,5 @@ class Destinations:
                 del self._all[key, port]
             else:
                 destination.refresh(snapshot, self._node.workloads, now)
+        self._prepare()
         self.limiters.forget(snapshot, {service for service, _port in self._all})

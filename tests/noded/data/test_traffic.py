@@ -12,6 +12,8 @@ import pytest
 import trio
 
 from mesh.model import Service
+from mesh.ratelimit import Grant
+from mesh.sync import LimitGrants, LimitReports
 from mesh.traffic import (
     Balance,
     CircuitBreaker,
@@ -344,3 +346,59 @@ async def test_a_connection_that_is_not_http_is_slowed_down_by_a_fault(
         began = time.monotonic()
         assert await trio.to_thread.run_sync(download) == body
         assert time.monotonic() - began >= 0.8 * seconds
+
+
+async def ask_control(made: Lab, pod: Pod) -> LimitReports:
+    """What the worker asks its control process for."""
+    message = await made.expect(pod, LimitReports)
+    assert isinstance(message, LimitReports)
+    return message
+
+
+async def test_a_limit_of_the_mesh_holds_a_request_until_there_is_a_token(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    assert client.link is not None
+    made.traffic = limited(RateLimit("all", 100, HOUR, shared=True))
+    await made.publish()
+    answers: list[bytes] = []
+
+    async def get() -> None:
+        answers.append(await asked(client, GET))
+
+    async def give(tokens: int, *, plenty: bool = True) -> None:
+        assert client.link is not None
+        await client.link.send(LimitGrants({"shop/web/all": Grant(tokens, 1, plenty)}))
+
+    with server(pod, 8080, Web()):
+        # A token that comes at once: one that comes after 100 ms, as on a machine with too much to do, comes too late.
+        while not answers or b" 200 " not in answers[-1]:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(get)
+                if not answers:
+                    reports = (await ask_control(made, client)).reports
+                    assert reports["shop/web/all"].wanted > 0
+                await give(1)
+        await give(0, plenty=False)
+        began = len(answers)
+        while b" 429 " not in answers[-1]:
+            await get()
+        assert len(answers) - began <= 3, "more passed than there were tokens"
+    flags = {line["response_flags"] for line in await logged(client, len(answers))}
+    assert flags == {"-", "RL"}
+
+
+async def test_a_limit_of_the_mesh_that_goes_lets_go_of_who_it_holds(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.traffic = limited(RateLimit("all", 100, HOUR, shared=True))
+    await made.publish()
+    with server(pod, 8080, Web()):
+        assert (await asked(client, GET))[9:12] == b"429", "no token ever came"
+        reports = await ask_control(made, client)
+        assert reports.left == ()
+        made.traffic = ()
+        await made.publish()
+        assert (await asked(client, GET))[9:12] == b"200"
+        left = await ask_control(made, client)
+        while not left.left:
+            left = await ask_control(made, client)
+        assert left.left == ("shop/web/all",)
