@@ -329,7 +329,7 @@ def test_a_permit_cannot_be_made_elsewhere() -> None:
     with pytest.raises(TypeError, match="comes from Authorizer"):
         Permit(None, "shop/allow", 0, "because", ())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        Permit("shop/allow", 0, "because", ())  # type: ignore[call-arg]
+        Permit("shop/allow", 0, "because", ())  # type: ignore[call-arg, arg-type]
     permit = authorizer().check(PEER)
     assert isinstance(permit, Permit)
     with pytest.raises((TypeError, ValueError), match="seal"):  # Python 3.13: TypeError
