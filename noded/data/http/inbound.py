@@ -114,13 +114,15 @@ class InboundSession(Session):
 class InboundExchange(Exchange):
     """A request that somebody makes of a local workload."""
 
-    __slots__ = ("asking", "claims")
+    __slots__ = ("again", "asking", "claims")
     session: InboundSession
 
     def __init__(self, session: InboundSession, responder: Responder, request: Request) -> None:
         super().__init__(session, responder, request)
         self.claims: Claims | None = None
         """Of its token, if it has one."""
+        self.again = False
+        """It was sent once more."""
         self.asking: Asking | None = None
         """What others are asked about it."""
 
@@ -175,7 +177,8 @@ class InboundExchange(Exchange):
 
     def on_failed(self, reason: str, flags: str, call: Call) -> None:
         """See `Exchange`. If the workload closed its connection just when it was used again, there is a new one."""
-        if call is self.call and call.carried > 1 and not self.session.http2 and self._may_go_again(call):
+        if call is self.call and call.carried > 1 and not self.again and self._may_go_again(call):
+            self.again = True
             self.call = None
             self._check()
         else:

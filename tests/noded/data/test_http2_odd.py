@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h2.config
@@ -15,8 +16,9 @@ import h2.settings
 import pytest
 import trio
 
+from mesh.model import Action, Policy, Rule
 from tests.noded.data.lab import Lab, Pod, lab, server
-from tests.noded.data.test_http import VIP, logged, service
+from tests.noded.data.test_http import BY_METHOD, VIP, logged, service
 from tests.noded.data.test_http2 import command, run, running
 
 pytestmark = pytest.mark.root
@@ -33,6 +35,8 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[Lab, Pod, Pod]]:
         yield made, client, web
 
 
+PERMITTED = Policy("all", "shop", Action.ALLOW, (Rule(),)), replace(BY_METHOD, dry_run=True)
+"""Policies that have requests read at the destination."""
 Act = Callable[[h2.connection.H2Connection, h2.events.Event], None]
 
 
@@ -84,8 +88,14 @@ def post(path: str = "/") -> tuple[str, ...]:
     return *get(path), "-d", "body"
 
 
-async def test_what_the_backend_has_not_looked_at_is_sent_again_whatever_its_method(pair: tuple[Lab, Pod, Pod]) -> None:
-    _, client, pod = pair
+@pytest.mark.parametrize("read_there", [False, True], ids=["", "read at the destination"])
+async def test_what_the_backend_has_not_looked_at_is_sent_again_whatever_its_method(
+    pair: tuple[Lab, Pod, Pod], read_there: bool
+) -> None:
+    made, client, pod = pair
+    if read_there:
+        made.policies = PERMITTED
+        await made.publish()
     refused: list[int] = []
 
     def act(connection: h2.connection.H2Connection, event: h2.events.Event) -> None:
@@ -105,8 +115,12 @@ async def test_what_the_backend_has_not_looked_at_is_sent_again_whatever_its_met
     assert len(backend.requests) == 3
 
 
-async def test_a_backend_that_goes_away_gets_its_unseen_requests_back(pair: tuple[Lab, Pod, Pod]) -> None:
-    _, client, pod = pair
+@pytest.mark.parametrize("read_there", [False, True], ids=["", "read at the destination"])
+async def test_what_crosses_a_backends_goaway_is_sent_again(pair: tuple[Lab, Pod, Pod], read_there: bool) -> None:
+    made, client, pod = pair
+    if read_there:
+        made.policies = PERMITTED
+        await made.publish()
 
     def act(connection: h2.connection.H2Connection, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.StreamEnded):
