@@ -2,6 +2,7 @@
 
 transport   bytes of one connection: a socket, or a stream of a tunnel
 server      a client's connection, cut into requests        client   a connection to a backend, carrying them
+server2, client2: the same for HTTP/2, on streams           streams  what both have in common
 exchange    one request and its response, joined            timers   what happens later
 outbound    routing, at the source's node                   inbound  policy, at the destination's
 upstreams   the connections to backends                     seen     what a request leaves behind:
