@@ -307,5 +307,10 @@ def _shown(name: str, value: Any) -> str:
         version, number = value
         address = ipaddress.IPv4Address(number) if version == 4 else ipaddress.IPv6Address(number)
         return str(address)
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = printable(value) if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def printable(text: str) -> str:
+    """Without the halves of characters that JSON may hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()

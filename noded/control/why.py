@@ -5,6 +5,7 @@ The policies and routes are those of now; where they say other than was said the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from shlex import quote
@@ -14,7 +15,7 @@ import trio
 
 from mesh import explained
 from mesh.authz import Authorizer, Peer
-from mesh.authz.explain import Case
+from mesh.authz.explain import Case, printable
 from mesh.hbone import format_address, parse_address
 from mesh.identity import Identity
 from mesh.message import CREDENTIALS, Request
@@ -60,7 +61,8 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     if "headers" not in row:
         return {"kind": "connection", **row}
     headers = [[name, "(hidden)" if name in _HIDDEN else value] for name, value in row["headers"]]
-    return {**row, "headers": headers, "claims": sorted(row["claims"]) if row["claims"] is not None else None}
+    claims = sorted(json.loads(row["claims"])) if row["claims"] is not None else None
+    return {**row, "headers": headers, "claims": [printable(name) for name in claims] if claims is not None else None}
 
 
 def explain(row: Mapping[str, Any], snapshot: Snapshot, labels: Mapping[str, str] | None) -> dict[str, Any]:
@@ -112,7 +114,8 @@ def _verdict(
     identity = Identity.parse(row["source_identity"]) if row["source_identity"] else None
     client, _ = parse_address(row["source"])
     target, port = parse_address(row["target"])
-    return explained.verdict(authorizer, Case.of(Peer(identity, client, target, port), request, row.get("claims")))
+    claims = json.loads(row["claims"]) if row.get("claims") is not None else None
+    return explained.verdict(authorizer, Case.of(Peer(identity, client, target, port), request, claims))
 
 
 def _route(row: Mapping[str, Any], request: Request, snapshot: Snapshot, notes: list[str]) -> dict[str, Any]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgpack
+
+from mesh.message import Request
 from mesh.model import Action, Condition, Endpoint, MeshConfig, Operation, Policy, Rule, Service, ServicePort, Workload
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
 from mesh.traffic import Backend, HeaderEdit, Parent, Route, RouteMatch, RouteRule, ValueMatch
 from noded.control.why import explain, shown
+from noded.data.http.recent import Recent
 
 CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
 LABELS = {"app": "web"}
@@ -69,12 +75,12 @@ def test_policies_that_changed_since_are_told_of() -> None:
 def test_a_request_s_claims_and_headers_count() -> None:
     rule = Rule(conditions=(Condition("request.headers[x]", ("1",)), Condition("request.auth.claims[g]", ("a",))))
     policies = mesh(Policy("p", "shop", Action.ALLOW, (rule,)))
-    assert explain(request(headers=[["x", "1"]], claims={"g": ["a"]}), policies, LABELS)["verdict"]["allowed"]
+    assert explain(request(headers=[["x", "1"]], claims='{"g": ["a"]}'), policies, LABELS)["verdict"]["allowed"]
     assert not explain(request(headers=[["x", "1"]]), policies, LABELS)["verdict"]["allowed"]
 
 
 def test_credentials_and_what_tokens_say_are_not_shown() -> None:
-    row = request(headers=[["authorization", "Bearer secret"], ["x", "1"]], claims={"sub": "secret"})
+    row = request(headers=[["authorization", "Bearer secret"], ["x", "1"]], claims='{"sub": "secret"}')
     assert shown(row)["headers"] == [["authorization", "(hidden)"], ["x", "1"]]
     assert "secret" not in repr(explain(row, mesh(READ), LABELS))
 
@@ -134,3 +140,23 @@ def test_a_request_that_was_edited_or_routed_otherwise_then_is_told_so() -> None
     assert "changed since" in explain(outbound("/", **then), mesh(routes=(route(edits),)), LABELS)["notes"][0]
     edited = explain(outbound("/", edited=True, **then), mesh(routes=(route(edits),)), LABELS)
     assert "edits are in what is remembered" in edited["notes"][0]
+
+
+def test_a_token_s_odd_claims_break_nothing() -> None:
+    flow = SimpleNamespace(who=lambda _index: connection(), target="10.77.0.2", target_port=8080)
+    asked = Request(b"GET", b"web", b"/")
+    odd: dict[str, Any] = {"n": 2**80, "s": "\ud800", "\udfff": [1.5]}
+    ended = SimpleNamespace(request=asked, claims=odd, flags="RBAC", reason="")
+    recent = Recent()
+    recent.inbound(cast(Any, SimpleNamespace(flow=flow)), cast(Any, ended), 403)
+    (row,) = msgpack.unpackb(msgpack.packb(recent.rows(1)))
+    rule = Rule(conditions=(Condition("request.auth.claims[s]", ("a",)), Condition("request.auth.claims[n]", ("a",))))
+    answer = explain(row, mesh(Policy("p", "shop", Action.ALLOW, (rule,))), LABELS)
+    clauses = answer["verdict"]["steps"][0]["rules"][0]["clauses"]
+    assert [clause["value"] for clause in clauses] == ["?", str(2**80)]
+    json.dumps(answer, ensure_ascii=False).encode()
+    for _ in range(100_000):
+        odd = {"n": odd}
+    ended.claims = odd
+    recent.inbound(cast(Any, SimpleNamespace(flow=flow)), cast(Any, ended), 403)
+    assert [row["whole"] for row in recent.rows(1)] == [False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ class Recent:
         self._ended.append(ended)
 
     def rows(self, index: int) -> list[dict[str, Any]]:
-        """As `GET /why` has them, the last first, but with all headers."""
+        """As `GET /why` has them, the last first, but with all headers and, as JSON, claims."""
         return [_row(ended, index) for ended in reversed(self._ended)]
 
 
@@ -96,9 +97,20 @@ def _edits(rule: RouteRule) -> bool:
     return hostname or any(edit is not None for edit in edits)
 
 
+def _json(claims: Mapping[str, Any]) -> str | None:
+    """A token may hold numbers, and halves of characters, that no message between processes can; None if even JSON
+    has no room for it.
+    """
+    try:
+        return json.dumps(claims)
+    except RecursionError:
+        return None
+
+
 def _row(ended: _Ended, index: int) -> dict[str, Any]:
     request, matched = ended.request, ended.matched
     rule = matched.rule if matched is not None else None
+    claims = _json(ended.claims) if ended.claims is not None else None
     return {
         **ended.who,
         "id": f"{index}-r{ended.number}",
@@ -112,8 +124,8 @@ def _row(ended: _Ended, index: int) -> dict[str, Any]:
         "authority": request.authority.decode("latin-1"),
         "path": request.path.decode("latin-1"),
         "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.headers],
-        "claims": dict(ended.claims) if ended.claims is not None else None,
-        "whole": ended.whole,
+        "claims": claims,
+        "whole": ended.whole and (claims is not None or ended.claims is None),
         "code": ended.code,
         "flags": ended.flags,
         "reason": ended.reason,
