@@ -31,11 +31,13 @@ def traffic_policies(inventory: Inventory) -> Iterator[Finding]:
 
 def _of_requests(policy: TrafficPolicy) -> list[str]:
     """The parts that are about requests, not connections."""
+    fault = policy.fault
+    of_connections = fault and not fault.headers and (fault.delay or fault.reset_share or fault.bandwidth)
     parts = {
         "retries": policy.retries,
         "retryBudget": policy.retry_budget,
         "timeout": policy.timeout,
-        "fault": policy.fault,
+        "fault": None if of_connections else fault,
         "rateLimits": policy.rate_limits,
     }
     return [name for name, part in parts.items() if part]

@@ -50,6 +50,12 @@ class Source(Protocol):
         ...
 
 
+def _period(limit: RateLimit) -> float:
+    """Rounds come before a bucket is full, or a part of it that refills as much more slowly as it is smaller."""
+    fills = (limit.burst or limit.requests) * limit.seconds / limit.requests if limit.requests else PERIOD
+    return min(PERIOD, max(fills / 4, 0.01))
+
+
 class Bucket:
     """The source at the top. `empty` for one that takes over from another, whose tokens may still be about.
 
@@ -62,8 +68,7 @@ class Bucket:
         self._part = 1, 1
         self.consumers = 1
         self.rate = limit.requests / limit.seconds
-        fills = (limit.burst or limit.requests) / self.rate if self.rate else PERIOD
-        self.period = min(PERIOD, max(fills / 4, 0.01))
+        self.period = _period(limit)
 
     def divide(self, own: int, every: int, now: float) -> None:
         """Serve `own` of `every` node from now on, with as large a part of the limit."""
@@ -96,7 +101,7 @@ class Upstream:
     def __init__(self, share: Share, limit: RateLimit) -> None:
         self._share = share
         self._limit = limit
-        self.period = PERIOD
+        self.period = _period(limit)
 
     @property
     def consumers(self) -> int:

@@ -118,21 +118,20 @@ def test_one_limit_holds_for_all_hosts_with_the_controller_or_without(bed: Bed) 
         vip = bed.service("web")
         with Load(bed, vip) as load:
             eventually(load.admitted)
-            admitted, everything, elapsed = measure(load, 10, "with the controller")
-            assert admitted <= BURST + RATE * elapsed * 1.05
-            if everything > 3 * RATE * elapsed:
-                assert admitted >= RATE * elapsed * 0.85
+            for _ in range(4):  # on a machine with too much to do, a daemon may stand still for seconds
+                admitted, everything, elapsed = measure(load, 10, "with the controller")
+                assert admitted <= BURST + RATE * elapsed * 1.05
+                if admitted >= RATE * elapsed * 0.95:
+                    break
+            else:
+                assert everything < 3 * RATE * elapsed, "the limit was not used up"
             processes.kill("controller")
             try:
-                admitted, everything, elapsed = measure(load, 8, "without")
-                assert admitted <= BURST + RATE * elapsed * 1.05
-                if everything > 3 * RATE * elapsed:
-                    assert admitted >= RATE * elapsed * 0.5
+                admitted, _, elapsed = measure(load, 8, "without")
+                assert BURST < admitted <= BURST + RATE * elapsed * 1.05
             finally:
                 bed.testbed.start_controller()
-            admitted, everything, elapsed = measure(load, 15, "with a new controller")
-            assert admitted <= BURST + RATE * elapsed * 1.05
-            if everything > 3 * RATE * elapsed:
-                assert admitted >= RATE * elapsed * 0.5
+            admitted, _, elapsed = measure(load, 15, "with a new controller")
+            assert BURST < admitted <= BURST + RATE * elapsed * 1.05
     assert load.errors == []
     assert {status for _, status in load.answers} == {b"200", b"429"}
