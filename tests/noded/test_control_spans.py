@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import subprocess
 import sys
 import threading
@@ -29,7 +30,8 @@ SPAN = Span(
 class Collector:
     """Takes OTLP over HTTP, or refuses it."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        """On a port of its own, or at a socket that listens."""
         self.status = 200
         self.requests: list[ExportTraceServiceRequest] = []
         collector = self
@@ -47,7 +49,10 @@ class Collector:
             def log_message(self, format: str, *args: Any) -> None:
                 """Nothing."""
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler, bind_and_activate=listener is None)
+        if listener is not None:
+            self.server.socket.close()
+            self.server.socket, self.server.server_port = listener, listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1/traces"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -63,12 +68,16 @@ class Collector:
         ]
 
 
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     made = Collector()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 async def until(reached: Callable[[], bool]) -> None:
