@@ -143,12 +143,13 @@ def test_a_request_that_was_edited_or_routed_otherwise_then_is_told_so() -> None
 
 
 def test_a_token_s_odd_claims_break_nothing() -> None:
-    flow = SimpleNamespace(who=lambda _index: connection(), target="10.77.0.2", target_port=8080)
+    flow = SimpleNamespace(target="10.77.0.2", target_port=8080)
+    session = cast(Any, SimpleNamespace(flow=flow, who=connection()))
     asked = Request(b"GET", b"web", b"/")
     odd: dict[str, Any] = {"n": 2**80, "s": "\ud800", "\udfff": [1.5]}
     ended = SimpleNamespace(request=asked, claims=odd, flags="RBAC", reason="")
     recent = Recent()
-    recent.inbound(cast(Any, SimpleNamespace(flow=flow)), cast(Any, ended), 403)
+    recent.inbound(session, cast(Any, ended), 403)
     (row,) = msgpack.unpackb(msgpack.packb(recent.rows(1)))
     rule = Rule(conditions=(Condition("request.auth.claims[s]", ("a",)), Condition("request.auth.claims[n]", ("a",))))
     answer = explain(row, mesh(Policy("p", "shop", Action.ALLOW, (rule,))), LABELS)
@@ -158,5 +159,5 @@ def test_a_token_s_odd_claims_break_nothing() -> None:
     for _ in range(100_000):
         odd = {"n": odd}
     ended.claims = odd
-    recent.inbound(cast(Any, SimpleNamespace(flow=flow)), cast(Any, ended), 403)
+    recent.inbound(session, cast(Any, ended), 403)
     assert [row["whole"] for row in recent.rows(1)] == [False, True]

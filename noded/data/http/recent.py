@@ -6,8 +6,8 @@ import json
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mesh.hbone import format_address
 from mesh.message import Request
@@ -24,8 +24,7 @@ _LARGEST = 8192
 """Bytes of a head that is kept whole; of a larger one only the beginning of its path."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ended:
+class _Ended(NamedTuple):
     number: int
     at: float
     who: dict[str, Any]
@@ -35,9 +34,10 @@ class _Ended:
     code: int
     flags: str
     reason: str
+    claims: Mapping[str, Any] | None = None
     service: str = ""
     target: str = ""
-    claims: Mapping[str, Any] | None = None
+    """Of a request that leaves: where it went."""
     matched: Matched | None = None
     backend: str = ""
 
@@ -51,15 +51,10 @@ class Recent:
 
     def inbound(self, session: Session, exchange: InboundExchange, code: int) -> None:
         """A request of a local workload ended so."""
-        flow = session.flow
         request, whole = _bounded(exchange.request)
-        self._next += 1
-        ended = _Ended(
-            *(self._next, time.time(), flow.who(0), request, whole, code, exchange.flags, exchange.reason),
-            target=format_address(flow.target, flow.target_port),
-            claims=exchange.claims if whole else None,
-        )
-        self._ended.append(ended)
+        self._next = number = self._next + 1
+        flags, reason, claims = exchange.flags, exchange.reason, exchange.claims if whole else None
+        self._ended.append(_Ended(number, time.time(), session.who, request, whole, code, flags, reason, claims))
 
     def outbound(self, session: OutboundSession, exchange: OutboundExchange, code: int) -> None:
         """A local workload's request ended so."""
@@ -70,7 +65,7 @@ class Recent:
         host, backend = exchange.host, exchange.backend
         self._next += 1
         ended = _Ended(
-            *(self._next, time.time(), session.flow.who(0), request, whole, code, exchange.flags, exchange.reason),
+            *(self._next, time.time(), session.who, request, whole, code, exchange.flags, exchange.reason),
             service=f"{session.service}:{session.port}",
             target=format_address(host.address, host.port) if host is not None else "",
             matched=exchange.matched,
@@ -84,10 +79,13 @@ class Recent:
 
 
 def _bounded(request: Request) -> tuple[Request, bool]:
-    size = len(request.path) + sum(len(name) + len(value) for name, value in request.headers)
+    size = len(request.path) + len(request.authority)
+    for name, value in request.headers:
+        size += len(name) + len(value)
     if size <= _LARGEST:
         return request, True
-    return replace(request, path=request.path[: _LARGEST // 4], headers=[]), False
+    part = _LARGEST // 4
+    return replace(request, path=request.path[:part], authority=request.authority[:part], headers=[]), False
 
 
 def _edits(rule: RouteRule) -> bool:
@@ -111,15 +109,15 @@ def _row(ended: _Ended, index: int) -> dict[str, Any]:
     request, matched = ended.request, ended.matched
     rule = matched.rule if matched is not None else None
     claims = _json(ended.claims) if ended.claims is not None else None
+    led = {"target": ended.target, "service": ended.service} if ended.service else {}
     return {
         **ended.who,
+        **led,
         "id": f"{index}-r{ended.number}",
         "connection": f"{index}-{ended.who['id'].partition('-')[2]}",
         "worker": index,
         "kind": "request",
         "at": ended.at,
-        "target": ended.target,
-        "service": ended.service,
         "method": request.method.decode("latin-1"),
         "authority": request.authority.decode("latin-1"),
         "path": request.path.decode("latin-1"),

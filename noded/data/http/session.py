@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from mesh.h2.connection import Stream
 from mesh.hbone import format_address
@@ -73,6 +74,11 @@ class Session:
         self.proxy.sessions.discard(self)
         self.ended()
         self.flow.finish(flags, reason)
+
+    @cached_property
+    def who(self) -> dict[str, Any]:
+        """Whose connection it is, see `Flow.who`, for what remembers its requests."""
+        return self.flow.who(0)
 
     def tick(self) -> None:
         """Call every 5 s."""
