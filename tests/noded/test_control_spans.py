@@ -67,7 +67,6 @@ class Collector:
             for span in scope.spans
         ]
 
-
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
