@@ -87,13 +87,10 @@ class _Parser:
         """Whether a head has begun to arrive, and not all of it is here."""
         return self._state is _State.HEAD and bool(self._partial)
 
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Read on; raises `BadMessage`."""
+    def feed(self, data: bytes | bytearray | memoryview, at: int = 0) -> None:
+        """Read on, from `data[at:]`; raises `BadMessage`."""
         if type(data) is not bytes:
             data = bytes(data)
-        self._read(data, 0)
-
-    def _read(self, data: bytes, at: int) -> None:
         try:
             self._feed(data, at)
         except BadMessage:
@@ -170,7 +167,7 @@ class _Parser:
         self._partial, self._from = b"", 0
         self._state = state
         if held:
-            self._read(held, at)
+            self.feed(held, at)
 
     def _incomplete(self) -> None:
         """Refuse at once what cannot become a head: a peer that waits for an answer may never send more."""
@@ -211,7 +208,10 @@ class RequestParser(_Parser):
 
     def proceed(self) -> None:
         """The last request was answered, not by an upgrade: HTTP/1 goes on. Raises `BadMessage`, as `feed` does."""
-        self._release(_State.HEAD)
+        if self._partial:
+            self._release(_State.HEAD)
+        elif self._state is _State.HELD:
+            self._state = _State.HEAD
 
     def _hold(self, data: bytes, at: int) -> None:
         if self._next is _State.HEAD:

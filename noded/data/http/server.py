@@ -111,7 +111,10 @@ class Http1Server:
         except BadMessage as error:
             self._on_bad(error)
         self._busy = False
-        self._settle()
+        if self._exchange is None:
+            self._settle()
+        elif self._parser.waiting:
+            self.transport.hold()
 
     def _on_bad(self, error: BadMessage) -> None:
         if (exchange := self._exchange) is not None:
@@ -252,27 +255,27 @@ class Http1Server:
     # -- between requests ---------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Where no exchange is under way, go on with what came in the meantime, or end."""
+        """No exchange is under way: go on with what came in the meantime, or end."""
         parser = self._parser
-        went_on = False
-        while self._exchange is None and not (self._idle or self._closed or self._lingering):
+        while not (self._idle or self._closed or self._lingering):
             if self._receiving or self._close or (self._peer_ended and not parser.waiting):
                 self._linger()  # also if it was answered before all of the request was there
                 return
-            went_on = self._idle = self._busy = True
+            self._idle = self._busy = True
             try:
                 parser.proceed()
             except BadMessage as error:
                 self._on_bad(error)
             self._busy = False
+            if self._exchange is not None:
+                if parser.waiting:
+                    self.transport.hold()
+                elif not self._held:
+                    self.transport.release()
+                return
         if self._closed or self._lingering:
             return
-        if self._exchange is not None:
-            if parser.waiting:
-                self.transport.hold()
-            elif went_on and not self._held:
-                self.transport.release()
-        elif self._peer_ended:
+        if self._peer_ended:
             self._over("-", "")
         else:
             self.transport.release()
