@@ -143,7 +143,8 @@ class Allocator:
     The owner says `leave` of a consumer that it knows is gone.
     """
 
-    def __init__(self, source: Source, now: float) -> None:
+    def __init__(self, source: Source, now: float, *, restarted: bool = True) -> None:
+        """`restarted`: there may be consumers that another allocator before this one knew."""
         self._source = source
         self._consumers: dict[str, _Consumer] = {}
         self.pending = 0
@@ -153,7 +154,7 @@ class Allocator:
         self._kept = 0.0
         self._at = now
         self._heard_of = 0
-        self._heard_until = now + FORGET
+        self._heard_until = now + FORGET if restarted else now
         self.deadline = now + self._source.period
 
     @property
@@ -248,7 +249,7 @@ class Branch:
 
     def __init__(self, limit: RateLimit, now: float, consumers: int = 1) -> None:
         self._share = Share(limit, now, consumers)
-        self._allocator = Allocator(Upstream(self._share, limit), now)
+        self._allocator = Allocator(Upstream(self._share, limit), now, restarted=False)  # workers end with their node
 
     @property
     def due(self) -> float:

@@ -128,3 +128,20 @@ async def test_a_worker_that_ended_wants_nothing(autojump_clock: MockClock, nurs
     node.limits.granted(LimitGrants({NAME: Grant(5, 4)}))
     assert node.got.get(0, 0) == 0
     assert node.got[1] == 5
+
+
+async def test_a_node_that_finds_itself_alone_withholds_nothing_from_its_workers(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """It had thought that there were others, and told its workers so: they say it back."""
+    node = Node()
+    nursery.start_soon(node.limits.run)
+    node.limits.heard(0, LimitReports({NAME: Report(50.0, 5)}))
+    node.limits.granted(LimitGrants({NAME: Grant(0, 1, False)}))
+    granted = 0
+    for _ in range(20):
+        node.limits.heard(0, LimitReports({NAME: Report(50.0, 20, consumers=4)}))
+        await trio.sleep(0.1)
+        node.limits.granted(LimitGrants({NAME: Grant(10, 1, False)}))
+        granted += 10
+    assert node.got[0] >= granted - 20

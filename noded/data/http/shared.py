@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,6 +22,8 @@ _MOST_HELD = 10_000
 _SPACING = 0.01
 _IDLE_SECONDS = 10.0
 """Without requests; then the tokens are given back and no more is said."""
+
+log = logging.getLogger(__name__)
 
 Resume = Callable[[bool], None]
 
@@ -98,7 +101,10 @@ class _Held:
     def go(self, admitted: bool) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        self._resume(admitted)
+        try:
+            self._resume(admitted)
+        except Exception:
+            log.exception("bug: a request that was held raised")
 
 
 class SharedLimits:
