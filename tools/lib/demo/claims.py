@@ -22,8 +22,8 @@ class Shop:
 
     def __init__(self, bed: Testbed) -> None:
         self.bed = bed
-        self.web, self.api, self.redis, self.db, self.outsider = map(
-            bed.spec.pod, ("web", "api", "redis", "db", "outsider")
+        self.web, self.api, self.api_v2, self.redis, self.db, self.outsider = map(
+            bed.spec.pod, ("web", "api", "api-v2", "redis", "db", "outsider")
         )
         self.voucher = f"VOUCHER-{secrets.token_hex(8)}"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from demo.claims import Shop
@@ -15,6 +17,7 @@ _SHOP = Path(__file__).parent / "shop"
 _CURL = ("curl", "-sS", "-m", "10")
 _STATUS = ("-o", "/dev/null", "-w", "%{http_code}\\n")
 _REQUESTS = 400
+_SECONDS, _RATE = 5, 40
 
 
 def _apply(story: Story, file: str) -> None:
@@ -107,6 +110,31 @@ def budgeted(story: Story, shop: Shop) -> None:
     story.check(held, "both the retries and those that the budget forbade are counted")
 
 
+def limited(story: Story, shop: Shop) -> None:
+    """One limit for clients on both nodes."""
+    story.chapter(
+        "One limit for all nodes",
+        "The API on node-b and its next version on node-a fetch the front page as fast as they can, for some seconds. "
+        "Each one's requests are limited by its own node, and yet the limit is one:",
+    )
+    _apply(story, "limit.yaml")
+    clients = (shop.api, shop.api_v2)
+    argv = ["timeout", str(_SECONDS), "curl", "-sS", *_STATUS, "http://web/?[1-1000000]"]
+    began = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(lambda pod: shop.bed.capture(shop.bed.enter(pod, argv)), clients))
+    most = _RATE * (1 + time.monotonic() - began)
+    counts = [Counter(one.stdout.split()) for one in done]
+    for pod, answers in zip(clients, counts, strict=True):
+        story.evidence(f"{pod.name}: {answers['200']} answered, {answers['429']} refused with 429")
+    passed = sum(answers["200"] for answers in counts)
+    story.evidence(f"{passed} answered together, in {_SECONDS} seconds at {_RATE} a second, and {_RATE} at once")
+    story.check(all(answers["200"] for answers in counts), "both got some of it")
+    story.check(all(answers["429"] for answers in counts), "and more than they could have")
+    story.check(_RATE * _SECONDS / 2 < passed <= most * 1.05 + 1, "together no more than the limit")
+    story.show(None, "delete", "-f", str(_SHOP / "limit.yaml"), quiet=True)
+
+
 def disturbed(story: Story, shop: Shop) -> None:
     """A fault is injected."""
     story.chapter("A fault on purpose", "How do those who call the API bear it if it hangs, and then fails?")
@@ -120,4 +148,4 @@ def disturbed(story: Story, shop: Shop) -> None:
     story.check(seconds is not None and float(seconds[1]) >= 0.5, "after half a second")
 
 
-CLAIMS: tuple[Callable[[Story, Shop], None], ...] = (asked, shared, budgeted, disturbed)
+CLAIMS: tuple[Callable[[Story, Shop], None], ...] = (asked, shared, budgeted, limited, disturbed)
