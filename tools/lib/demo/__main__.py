@@ -26,6 +26,7 @@ It stays up. Things to try:
    {testbed} node node-b -- nodectl status
    {testbed} meshctl get authorizationpolicies -o yaml
    {testbed} meshctl edges --watch
+   {testbed} meshctl top edges --watch
    {testbed} logs node-a -f
    {testbed} kill node-b; {testbed} restart node-b
    {testbed} down {name}          when you are done
