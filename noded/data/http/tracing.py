@@ -6,7 +6,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from mesh.trace_context import Context, read, write
+from mesh.trace_context import OURS, Context, read, write
 from noded.link import Span
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_SPANS = 1000
 """That wait to be sent; more within a second are dropped and counted."""
 _MAX_TEXT = 1024
+_SAMPLED = Context(b"", b"", True)
 
 
 class SpanContext:
@@ -45,13 +46,21 @@ class Tracing:
             request.headers.append((b"x-request-id", _uuid()))
         if self._sampling < 0:
             return
-        came = read(found)
+        if not OURS.isdisjoint(found):
+            self._continue(exchange, read(found))
+        elif random.random() < self._sampling:
+            self._continue(exchange, _SAMPLED)
+        else:  # most of them: say so, and no more
+            request.headers.append((b"traceparent", b"00-%032x-%016x-00" % (_bits(128), _bits(64))))
+
+    def _continue(self, exchange: Exchange, came: Context | None) -> None:
+        request = exchange.request
         context = came or Context(b"", b"", None)
         sampled = random.random() < self._sampling if context.sampled is None else context.sampled
         if not sampled and came is not None and came.sampled is not None:
             return  # as it is
-        parent, span_id = context.span_id, b"%016x" % random.randrange(1, 1 << 64)
-        trace_id = context.trace_id or b"%032x" % random.randrange(1, 1 << 128)
+        parent, span_id = context.span_id, b"%016x" % _bits(64)
+        trace_id = context.trace_id or b"%032x" % _bits(128)
         if not sampled and parent:
             span_id, parent = parent, b""  # whoever asked is to know the decision; there is no span here
         now = Context(trace_id, span_id, sampled, context.kind, context.short)
@@ -111,6 +120,11 @@ class Tracing:
         """Those that ended since the last call."""
         spans, self._spans = self._spans, []
         return tuple(spans)
+
+
+def _bits(count: int) -> int:
+    """Random, but not 0, which is no id."""
+    return random.getrandbits(count) or 1
 
 
 def _text(value: bytes) -> str:
