@@ -87,13 +87,12 @@ class Upstream:
 
     def _stream(self, exchange: Exchange) -> Call | str:
         for connection in self.shared:
-            if connection.room and not connection.transport.retiring and not self._worn(connection):
-                return connection.call(exchange)
-        if self.bounds is not None:
-            for connection in [each for each in self.shared if self._worn(each) and not each.connection.closing]:
+            if connection.room and not connection.transport.retiring:
+                if self.bounds is None or not self._worn(connection):
+                    return connection.call(exchange)
                 connection.close()
-            if not self.bounds.enter(self):
-                return FULL
+        if self.bounds is not None and not self.bounds.enter(self):
+            return FULL
         node = self._proxy.node
         connection = Http2Client(node.engine, node.budget, self)
         self.shared.append(connection)

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -28,6 +29,7 @@ from mesh.traffic import (
 )
 from tests.noded.data.lab import Lab, Pod, echo, read_all, server
 from tests.noded.data.test_http import GET, VIP, Web, asked, logged, pair, service
+from tests.noded.data.test_http2 import nghttpd, run
 
 __all__ = ["pair"]
 pytestmark = pytest.mark.root
@@ -402,3 +404,15 @@ async def test_a_limit_of_the_mesh_that_goes_lets_go_of_who_it_holds(pair: tuple
         while not left.left:
             left = await ask_control(made, client)
         assert left.left == ("shop/web/all",)
+
+
+async def test_http2_connections_are_bounded_and_worn_out_likewise(pair: tuple[Lab, Pod, Pod], tmp_path: Path) -> None:
+    """Requests find one connection that takes but ten at a time, and wait; each connection carries five hundred."""
+    made, client, pod = pair
+    made.services = (service(pod, protocol="http2"),)
+    made.traffic = guarded(max_connections=1, max_requests_per_connection=500)
+    await made.publish()
+    with nghttpd(pod, tmp_path, "-m", "10"):
+        out = await run(client, "h2load", "-n", "1200", "-c", "4", "-m", "20", f"http://{VIP}/x")
+    assert "1200 succeeded, 0 failed, 0 errored" in out
+    assert "status codes: 1200 2xx" in out
