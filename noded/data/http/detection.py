@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from mesh.detect import FIRST_BYTES, OPAQUE, speaks
 from noded.data.engine import Engine
+from noded.data.sockets import orderly
 from noded.data.timers import Timers
 from noded.data.tracker import Flow
 
@@ -66,6 +67,13 @@ class Detection:
         self._engine.remove(self._sock.fileno())
         self._flow.carrier = None
         self._done(what)
+
+    def drain(self) -> None:
+        """Close it if nothing has come."""
+        self.on_socket(0)
+        if not self._over and not self._looked:
+            orderly(self._sock)
+            self.abort("draining", "DR")
 
     def counts(self) -> tuple[int, int]:
         """As `Carrier` has it."""

@@ -38,6 +38,7 @@ class HttpProxy:
         self.seen = Seen(node)
         self.tokens = Tokens(node.engine, timers)
         self.sessions: set[Session] = set()
+        self._draining = False
 
     @property
     def normalization(self) -> Normalization:
@@ -97,17 +98,26 @@ class HttpProxy:
         for session in list(self.sessions):
             if session.local is local:
                 session.server.drain()
+        for flow in self.node.tracker.of(local.uid):
+            if isinstance(flow.carrier, Detection):
+                flow.carrier.drain()
         self.upstreams.leave(local)
 
     def drain(self) -> None:
         """The same for all workloads."""
+        self._draining = True
         for session in list(self.sessions):
             session.server.drain()
+        for flow in self.node.tracker.live():
+            if isinstance(flow.carrier, Detection):
+                flow.carrier.drain()
 
     def tick(self) -> None:
         """Call every 5 s."""
         for session in list(self.sessions):
             session.tick()
+            if self._draining or session.local.gone:  # it may have begun since
+                session.server.drain()
         self.upstreams.tick()
         self.seen.taps.tick()
         self.destinations.tick(time.monotonic())

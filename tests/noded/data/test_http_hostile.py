@@ -20,7 +20,7 @@ from mesh.model import Action, Operation, Policy, Rule
 from noded import link as messages
 from tests.mesh.test_http1_hostile import BAD_REQUESTS, BAD_RESPONSES
 from tests.noded.data.lab import Lab, Pod, lab, read_all, server
-from tests.noded.data.test_http import GET, VIP, Web, asked, service
+from tests.noded.data.test_http import GET, VIP, Web, asked, logged, service
 
 pytestmark = pytest.mark.root
 
@@ -312,18 +312,24 @@ def rss(pod: Pod) -> int:
     return pages * os.sysconf("SC_PAGESIZE")
 
 
-async def test_a_flood_of_pipelined_requests_is_answered_in_bounded_memory(pair: tuple[Lab, Pod, Pod]) -> None:
+@pytest.mark.parametrize("routed", [True, False], ids=["at the source", "at the destination"])
+async def test_a_flood_of_pipelined_requests_is_answered_in_bounded_memory(
+    pair: tuple[Lab, Pod, Pod], routed: bool
+) -> None:
+    """`routed`: the source's node reads them, one by one; else it carries bytes, and they come in one flood."""
     made, client, pod = pair
+    address, port = (VIP, 80) if routed else (pod.address, 8080)
     no = Operation(methods=("GET",))
     made.policies = (Policy("no", "shop", Action.DENY, (Rule(operations=(no,)),)),)
     await made.publish()
-    count = 20_000
+    count = 5_000 if routed else 20_000
     flood = b"GET / HTTP/1.1\r\nHost:a\r\n\r\n" * count
-    assert (await asked(client, flood[:26])).startswith(b"HTTP/1.1 403 ")
+    first = await trio.to_thread.run_sync(sent, client, address, port, [flood[:26]])
+    assert first.startswith(b"HTTP/1.1 403 ")
     before = rss(client), rss(pod)
 
     def run() -> int:
-        with client.connect(VIP, 80) as sock:
+        with client.connect(address, port) as sock:
             writer = threading.Thread(target=sock.sendall, args=(flood,))
             writer.start()
             seen, tail = 0, b""
@@ -335,6 +341,7 @@ async def test_a_flood_of_pipelined_requests_is_answered_in_bounded_memory(pair:
             return seen
 
     assert await trio.to_thread.run_sync(run) == count
+    assert {line["direction"] for line in await logged(pod)} == {"inbound"}
     for each, was in zip((client, pod), before, strict=True):
         assert rss(each) - was < 24 << 20
 
@@ -416,8 +423,8 @@ async def test_half_a_method_and_the_end_do_not_keep_the_worker_busy(pair: tuple
 async def ending(made: Lab, pod: Pod, end: Any) -> bytes:
     """What a client gets whose request is under way when `end` is told to the worker of `pod`.
 
-    Another is idle; at the client's node its connection ends before the answer is there, behind the other's it may
-    stay.
+    Another is idle, and one has said nothing yet; at the client's node their connections end before the answer is there,
+    behind the other's they may stay.
     """
     client = made.pods["client"]
     started, go = threading.Event(), threading.Event()
@@ -429,8 +436,8 @@ async def ending(made: Lab, pod: Pod, end: Any) -> bytes:
                 go.wait(20)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    idle, busy = client.connect(VIP, 80), client.connect(VIP, 80)
-    with server(made.pods["web"], 8080, slow), idle, busy:
+    idle, busy, silent = (client.connect(VIP, 80) for _ in range(3))
+    with server(made.pods["web"], 8080, slow), idle, busy, silent:
         idle.sendall(GET)
         while not (await trio.to_thread.run_sync(idle.recv, 4096)).endswith(b"ok"):
             pass
@@ -440,6 +447,7 @@ async def ending(made: Lab, pod: Pod, end: Any) -> bytes:
         await pod.link.send(end)
         if pod is client:
             assert await trio.to_thread.run_sync(read_all, idle) == b""
+            assert await trio.to_thread.run_sync(read_all, silent) == b""
         go.set()
         answer = b""
         while not answer.endswith(b"ok"):
@@ -451,10 +459,15 @@ async def ending(made: Lab, pod: Pod, end: Any) -> bytes:
         return answer
 
 
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "not checked"])
 @pytest.mark.parametrize("name", ["client", "web"])
-async def test_a_drain_ends_when_the_answers_are_given(pair: tuple[Lab, Pod, Pod], name: str) -> None:
+async def test_a_drain_ends_when_the_answers_are_given(pair: tuple[Lab, Pod, Pod], name: str, checked: bool) -> None:
+    """Where the destination's node does not read requests, it is the source's that lets go of what is idle."""
     made = pair[0]
     pod = made.pods[name]
+    if not checked:
+        made.policies = ()
+        await made.publish()
     assert (await ending(made, pod, messages.Drain(600))).startswith(b"HTTP/1.1 200 ")
     assert pod.process is not None
     with trio.fail_after(20):
