@@ -24,6 +24,7 @@ MAX_CONTROL_FRAME = MAX_LIST + 256
 CONNECTION_WINDOW = 16 * 1_048_576
 MAX_STREAM_WINDOW = 8 * 1_048_576
 MAX_STREAMS = 100
+"""Of a tunnel, either way."""
 NUISANCE_LIMIT = 2_000
 """Frames per tick that cost us and carry nothing (PING, SETTINGS, resets before a response, empty DATA, …)."""
 MAX_QUEUED = 10_000
@@ -127,8 +128,8 @@ class Owner(Protocol):
 class Connection:
     """One side of an HTTP/2 connection. `out` gathers what is to be written; join, write and clear it once a turn."""
 
-    def __init__(self, owner: Owner, *, client: bool, budget: Budget) -> None:
-        self._owner, self._client, self._budget = owner, client, budget
+    def __init__(self, owner: Owner, *, client: bool, budget: Budget, max_streams: int = MAX_STREAMS) -> None:
+        self._owner, self._client, self._budget, self._max_streams = owner, client, budget, max_streams
         self.streams: dict[int, Stream] = {}
         self.out: list[bytes | memoryview] = []
         self.send_window = f.DEFAULT_WINDOW
@@ -159,7 +160,7 @@ class Connection:
         announced = {
             Setting.MAX_FRAME_SIZE: MAX_FRAME,
             Setting.MAX_HEADER_LIST_SIZE: MAX_LIST,
-            Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+            Setting.MAX_CONCURRENT_STREAMS: max_streams,
         }
         if client:
             self.out.append(f.PREFACE)
@@ -174,7 +175,7 @@ class Connection:
         """How many more streams may be opened here now."""
         if self.closing or not self.ready or self._next_stream > f.MAX_WINDOW - 2:
             return 0
-        return min(self.peer_max_streams, MAX_STREAMS) - len(self.streams)
+        return min(self.peer_max_streams, self._max_streams) - len(self.streams)
 
     def open(self, stream: Stream, block: bytes, end: bool = False) -> None:
         """Start `stream` with a request head (an encoded block); with `end`, that is all there is of the request.
@@ -489,9 +490,9 @@ class Connection:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, f"a client cannot open stream {stream_id}")
         self._highest_peer_stream = stream_id
         self._opened += 1
-        if self._opened > MAX_STREAMS:
+        if self._opened > self._max_streams:
             self.nuisance()  # it cannot have seen that the streams before these have ended
-        if self.closing or len(self.streams) >= MAX_STREAMS:
+        if self.closing or len(self.streams) >= self._max_streams:
             self.nuisance()
             self.out.append(f.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
             return None
@@ -511,7 +512,7 @@ class Connection:
             return
         if not self._client and stream.answered in (0, self._receives):
             # Rapid reset (CVE-2023-44487): it cannot have seen our answer, so it never wanted one. Who waits for the
-            # answer has to do with MAX_STREAMS at a time, however short its connections are.
+            # answer has to do with `max_streams` at a time, however short its connections are.
             self.nuisance()
         self._forget(stream)
         stream.on_reset(int.from_bytes(payload, "big"))

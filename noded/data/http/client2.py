@@ -45,7 +45,7 @@ class Http2Client(Http2):
     __slots__ = ("_idle", "_keeper", "_sent", "_silent", "_stuck", "carried", "reason")
 
     def __init__(self, engine: Engine, budget: Budget, keeper: Keeper) -> None:
-        super().__init__(engine, budget, client=True)
+        super().__init__(engine, budget, client=True, max_streams=MAX_STREAMS)
         self._keeper = keeper
         self.carried = 0
         """Requests so far."""

@@ -18,6 +18,8 @@ from noded.data.http.streams import Http2, MessageStream
 if TYPE_CHECKING:
     from noded.data.http.exchange import Exchange
 
+_MOST_STREAMS = 1000
+"""Requests at a time. gRPC has one connection for all calls of a channel, some of which last for hours."""
 _IDLE_TICKS = 720
 """Ticks of 5 s without a stream, after which the connection is closed."""
 _PING_TICKS, _DEAD_TICKS = 12, 24
@@ -38,7 +40,7 @@ class Http2Server(Http2):
         on_end: Callable[[str, str], None],
     ) -> None:
         """`refuse` is told of a message that is none, `on_end(flags, reason)` that the connection is over."""
-        super().__init__(engine, budget, client=False)
+        super().__init__(engine, budget, client=False, max_streams=_MOST_STREAMS)
         self._begin, self._refuse, self._on_end = begin, refuse, on_end
         self._held = self._draining = False
         self._silent = 0

@@ -36,11 +36,11 @@ class Http2:
 
     __slots__ = ("_half", "_rest", "closed", "connection", "engine", "heard", "transport", "waiting")
 
-    def __init__(self, engine: Engine, budget: Budget, *, client: bool) -> None:
+    def __init__(self, engine: Engine, budget: Budget, *, client: bool, max_streams: int) -> None:
         self.engine = engine
         self.transport: Transport
         """Set by whoever joins the two, in the turn in which this is made."""
-        self.connection = Connection(self, client=client, budget=budget)
+        self.connection = Connection(self, client=client, budget=budget, max_streams=max_streams)
         self.waiting: set[MessageStream] = set()
         """Those with data that cannot be sent yet."""
         self.closed = False

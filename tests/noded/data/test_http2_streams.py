@@ -351,6 +351,16 @@ def test_all_calls_fail_with_their_connection() -> None:
     assert client.gone == 1
 
 
+def test_a_thousand_calls_may_be_under_way_on_a_connection() -> None:
+    server = Server()
+    for stream in range(1, 2002, 2):
+        server.feed(frames.headers(stream, GET, True))
+    assert len(server.exchanges) == 1000
+    assert [(kind, stream, payload) for kind, _, stream, payload in server.take()] == [
+        (frames.RST_STREAM, 2001, ErrorCode.REFUSED_STREAM.to_bytes(4, "big"))
+    ]
+
+
 # -- time limits ------------------------------------------------------------------------------------------------------
 
 
