@@ -61,6 +61,17 @@ def asked(story: Story, shop: Shop) -> None:
     for line in found[-1:]:
         story.evidence(line)
     story.check(bool(found), "the log has the request, 403, and the policy that did not match it")
+    story.tell("The node remembers what fared ill, and can say what would have helped:")
+    denied_ids: list[str] = []
+
+    def remembered() -> bool:
+        items = shop.bed.node_api(node, "GET", "/why")["items"]
+        denied_ids[:] = [str(one["id"]) for one in items if one.get("method") == "DELETE"]
+        return bool(denied_ids)
+
+    until(remembered)
+    why = story.show(node, "nodectl", "why", *denied_ids[:1])
+    story.check("if method were GET" in why.stdout, "it would have been allowed if its method were GET")
 
 
 def shared(story: Story, shop: Shop) -> None:
