@@ -54,7 +54,7 @@ def both(requests: Iterable[bytes], context: Any) -> Iterator[bytes]:
 
 
 def serve(port: int) -> None:
-    server = grpc.server(futures.ThreadPoolExecutor(32), options=[("grpc.max_receive_message_length", -1)])
+    server = grpc.server(futures.ThreadPoolExecutor(160), options=[("grpc.max_receive_message_length", -1)])
     handlers = {
         "unary": grpc.unary_unary_rpc_method_handler(unary),
         "to_client": grpc.unary_stream_rpc_method_handler(to_client),
@@ -125,6 +125,20 @@ class Caller:
             got.append(answer)
             answered.release()
         return got == [b"%d" % number for number in range(50)]
+
+    def watchers(self) -> Any:
+        """More calls that go on at the same time than many servers take on one connection."""
+        enough = threading.Event()
+
+        def requests() -> Iterator[bytes]:
+            yield b"x"
+            enough.wait(60)
+
+        method = self.channel.stream_stream("/test.Peer/both")
+        calls = [method(requests(), timeout=60) for _ in range(150)]
+        firsts = [next(call) for call in calls]
+        enough.set()
+        return firsts == [b"x"] * 150 and [list(call) for call in calls] == [[]] * 150
 
     def denied(self) -> Any:
         try:

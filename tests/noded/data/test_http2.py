@@ -191,6 +191,7 @@ SEEN = {
     "to_client": True,
     "to_server": "200 10000000",
     "both": True,
+    "watchers": True,
 }
 
 
