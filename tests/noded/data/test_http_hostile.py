@@ -423,8 +423,7 @@ async def test_half_a_method_and_the_end_do_not_keep_the_worker_busy(pair: tuple
 async def ending(made: Lab, pod: Pod, end: Any) -> bytes:
     """What a client gets whose request is under way when `end` is told to the worker of `pod`.
 
-    Another is idle, and one has said nothing yet; at the client's node their connections end before the answer is there,
-    behind the other's they may stay.
+    Another is idle, and one has said nothing yet; at the client's node both are closed before the answer is there.
     """
     client = made.pods["client"]
     started, go = threading.Event(), threading.Event()
