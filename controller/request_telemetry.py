@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from controller.tokens import Scope
-from mesh.model import EdgeKey
+from mesh.model import EdgeKey, Party
 from mesh.request_counts import BUCKETS, RequestCounts, RequestKey, RequestReport, failed
 
 WINDOW = 30.0
@@ -96,8 +96,13 @@ class RequestTelemetry:
             recent = outcome.now + outcome.before
             rows.append(
                 {
-                    **asdict(key.edge),
                     "node": node,
+                    "reporter": key.edge.reporter,
+                    "source": _plain(key.edge.source),
+                    "destination": _plain(key.edge.destination),
+                    "service": key.edge.service,
+                    "security": key.edge.security,
+                    "flags": key.edge.flags,
                     "protocol": key.protocol,
                     "code": key.code,
                     "grpc_status": key.grpc,
@@ -110,7 +115,7 @@ class RequestTelemetry:
                     "sent": outcome.total.sent,
                     "recent_seconds": seconds,
                     "recent_requests": recent.count,
-                    "recent_durations": recent.durations,
+                    "recent_durations": recent.durations if recent.count else (),
                 }
             )
         return rows
@@ -132,6 +137,17 @@ class RequestTelemetry:
                 edge.requests_failed += outcome.total.count
                 edge.recent_failed += recent
         return found
+
+
+def _plain(party: Party) -> dict[str, str]:
+    """What `asdict` makes of it, in a tenth of the time."""
+    return {
+        "workload": party.workload,
+        "namespace": party.namespace,
+        "principal": party.principal,
+        "app": party.app,
+        "version": party.version,
+    }
 
 
 def _believable(report: RequestReport, scope: Scope) -> bool:

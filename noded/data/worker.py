@@ -11,6 +11,7 @@ import os
 import resource
 import socket
 import time
+from itertools import islice
 from typing import Any
 
 import msgpack
@@ -40,6 +41,8 @@ from noded.source_ports import SourcePorts
 LINK_FD = 3
 _REPORT_SECONDS = 1.0
 _LOG_SECONDS = 0.2
+_AT_ONCE = 100
+"""Outcomes of requests in one message: more would hold up traffic for longer than a millisecond."""
 
 log = logging.getLogger("noded.worker")
 
@@ -238,7 +241,10 @@ class Worker:
             totals["spans_dropped"] = tracing.dropped
         totals["open_connections"] = len(tracker)
         totals["tunnels"] = len(self._tunnels())
-        await self._link.send(messages.Counts(tracker.report(), totals, self.http.seen.report()))
+        requests = self.http.seen.report()
+        await self._link.send(messages.Counts(tracker.report(), totals, tuple(islice(requests, _AT_ONCE))))
+        while some := tuple(islice(requests, _AT_ONCE)):
+            await self._link.send(messages.Counts((), totals, some))
 
     async def _tick(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mesh.hbone import format_address
@@ -135,10 +136,10 @@ class Seen:
         for tap in self._watched.values():
             tap.offer(session.flow.uid, method, path, code, line)
 
-    def report(self) -> tuple[RequestReport, ...]:
-        """What was counted since the last call."""
+    def report(self) -> Iterator[RequestReport]:
+        """What was counted since the last call, worked out as it is asked for."""
         edges, self._edges, self._by_flow, self._outcomes = self._edges, {}, {}, 0
-        return tuple(report for edge in edges.values() for report in edge.reports())
+        return (report for edge in edges.values() for report in edge.reports())
 
 
 def _grpc(exchange: Exchange) -> str | None:
