@@ -116,7 +116,7 @@ class Case(NamedTuple):
     method: str = ""
     path: str = ""
     host: str = ""
-    headers: Mapping[str, str] = {}
+    headers: Mapping[str, str | list[str]] = {}
     claims: Mapping[str, Any] | None = None
 
     @classmethod
@@ -124,10 +124,10 @@ class Case(NamedTuple):
         """As `Authorizer.check_request` sees it, or without a request as `check` does."""
         if request is None:
             return cls(peer, Reads.CONNECTION)
-        headers: dict[str, str] = {}
+        headers: dict[str, list[str]] = {}
         for raw, value in request.headers:
             name, text = raw.decode("latin-1"), value.decode("latin-1")
-            headers[name] = f"{headers[name]},{text}" if name in headers else text
+            headers.setdefault(name, []).append(text)
         path = request.path.partition(b"?")[0].decode("latin-1")
         host = request.authority.decode("latin-1").lower()
         return cls(peer, Reads.REQUEST, request.method.decode("latin-1"), path, host, headers, claims)

@@ -9,8 +9,8 @@ Semantics: https://istio.io/latest/docs/reference/config/security/authorization-
 - What cannot be evaluated (of a connection HTTP clauses; `connection.sni`, which HBONE does not have, an unknown key,
   an unreadable value, a source, operation or condition that says nothing) makes an ALLOW or AUDIT rule match nothing,
   and counts as matched in a DENY or CUSTOM rule: either way, more is denied than was asked for.
-- Of a request: hosts match whatever their case, paths without their query, a header that comes twice as one with a
-  comma. With no proxy in front that is trusted, the remote address is the peer's.
+- Of a request: hosts match whatever their case, paths without their query, of a header that comes several times any
+  value. With no proxy in front that is trusted, the remote address is the peer's.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Facts:
     """Normalised, without the query."""
     host: str = ""
     """In lower case."""
-    headers: Callable[[str], str | None] = _no_header
-    """A request header's value by its name in lower case."""
+    headers: Callable[[str], str | list[str] | None] = _no_header
+    """A request header's value, or all of them, by its name in lower case."""
     claims: Mapping[str, Any] | None = None
     """Of the request's JWT, once it was verified."""
     request_principal: str | None = None
@@ -245,13 +245,13 @@ def _hosts(values: tuple[str, ...]) -> _Among:
 
 
 def _lists(values: tuple[str, ...]) -> _Among:
-    """Of a claim that may be a list of strings: any of them."""
+    """Of a claim, or a header, that may have several: any of them."""
     among = matching_names(values)
 
-    def any_among(claim: Any) -> bool:
-        if isinstance(claim, list):
-            return any(isinstance(item, str) and among(item) for item in claim)
-        return isinstance(claim, str) and among(claim)
+    def any_among(found: Any) -> bool:
+        if isinstance(found, list):
+            return any(isinstance(item, str) and among(item) for item in found)
+        return isinstance(found, str) and among(found)
 
     return any_among
 
@@ -271,7 +271,7 @@ def request_fact(key: str) -> tuple[Callable[[Facts], Any], Callable[[tuple[Any,
         return lambda facts: (facts.claims or {}).get("azp"), _lists
     if key.startswith("request.headers[") and key.endswith("]"):
         name = key[len("request.headers[") : -1].lower()
-        return lambda facts: facts.headers(name), matching_names
+        return lambda facts: facts.headers(name), _lists
     if key.startswith("request.auth.claims[") and key.endswith("]"):
         names = key[len("request.auth.claims[") : -1].split("][")
         return lambda facts: _claim(facts.claims, names), _lists

@@ -47,7 +47,7 @@ class Requests:
         """Decide on one."""
         if self._strict is not None:
             return self._strict
-        values = tuple([_joined(request, name) for name in self._names]) if self._names else ()
+        values = tuple([_values(request, name) for name in self._names]) if self._names else ()
         if claims is not None:  # a token has its own life, and hardly comes twice
             return self._decide(request, values, claims)
         path = request.path.partition(b"?")[0]
@@ -64,19 +64,21 @@ class Requests:
         """See `Authorizer.asks`. A peer that is denied whatever it asks is not asked about."""
         if self._strict is not None:
             return ()
-        values = tuple([_joined(request, name) for name in self._names]) if self._names else ()
+        values = tuple([_values(request, name) for name in self._names]) if self._names else ()
         return self._decider.asks(self._facts_of(request, values, claims))
 
     def _decide(
-        self, request: Request, values: tuple[bytes | None, ...], claims: Mapping[str, Any] | None
+        self, request: Request, values: tuple[tuple[bytes, ...], ...], claims: Mapping[str, Any] | None
     ) -> Permit | Denial:
         return self._decider.decide(self._facts_of(request, values, claims))
 
-    def _facts_of(self, request: Request, values: tuple[bytes | None, ...], claims: Mapping[str, Any] | None) -> Facts:
+    def _facts_of(
+        self, request: Request, values: tuple[tuple[bytes, ...], ...], claims: Mapping[str, Any] | None
+    ) -> Facts:
         headers = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in zip(self._names, values, strict=True)
-            if value is not None
+            name.decode("latin-1"): [value.decode("latin-1") for value in found]
+            for name, found in zip(self._names, values, strict=True)
+            if found
         }
         return replace(
             self._facts,
@@ -95,6 +97,5 @@ def principal_of(claims: Mapping[str, Any] | None) -> str | None:
     return f"{issuer}/{subject}" if issuer and subject else None
 
 
-def _joined(request: Request, name: bytes) -> bytes | None:
-    values = [value for key, value in request.headers if key == name]
-    return b",".join(values) if values else None
+def _values(request: Request, name: bytes) -> tuple[bytes, ...]:
+    return tuple([value for key, value in request.headers if key == name])

@@ -1,7 +1,7 @@
 """Paths of an `AuthorizationPolicy`: exact, `prefix*`, `*suffix`, `*`, or a template.
 
 A template (https://istio.io/latest/docs/reference/config/security/authorization-policy/#Operation) holds `{*}`, one
-whole segment that is not empty, or `{**}`, any number of them, once and last but for what follows it literally.
+whole segment that is not empty, or `{**}`, any text from one slash on, once and last but for what follows it literally.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _template(template: str) -> Callable[[str], bool]:
         segments = path.split("/")
         if many < 0:
             return len(segments) == len(parts) and fits(parts, segments)
-        if len(segments) < len(before) + len(after):
+        if len(segments) <= len(before) + len(after):  # one segment at least, which may be empty: /a/{**} is not /a
             return False
         if after and not fits(after, segments[-len(after) :]):
             return False
