@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, final
 
-from mesh.authz.decider import Ask, Compiled, Decider, Denial, Peer, Permit, compiled, facts_of
+from mesh.authz.decider import Ask, Decider, Denial, Peer, Permit, compiled, facts_of
 from mesh.authz.matching import Reads, reads_requests, reads_source_address
-from mesh.authz.requests import Requests
+from mesh.authz.requests import Requests, Rules
 from mesh.authz.selection import Mtls, applying, effective_mtls
 from mesh.message import Request
 from mesh.model import Action, MtlsMode, PeerAuth, Policy
@@ -34,8 +34,7 @@ class Authorizer:
         self._reads_requests = any(map(reads_requests, self.policies))
         self.asks_others = any(p.action is Action.CUSTOM and not p.dry_run for p in self.policies)
         """Whether some requests are to be asked of others (`asks`) before they are checked."""
-        self._rules: list[tuple[Policy, Compiled, Compiled]] | None = None
-        """For requests: of each policy the tests whether a peer can have one that matches, and whether one does."""
+        self._rules: Rules | None = None
         self._requests: dict[tuple[object, ...], Requests] = {}
         self._memo: dict[tuple[object, ...], Permit | Denial] = {}
 
@@ -77,7 +76,7 @@ class Authorizer:
 
     def _requests_of(self, peer: Peer) -> Requests:
         if self._rules is None:
-            self._rules = [(p, compiled(p, Reads.EITHER), compiled(p, Reads.REQUEST)) for p in self.policies]
+            self._rules = Rules(self.policies)
         connection = self._key(peer)
         if (requests := self._requests.get(connection)) is None:
             if len(self._requests) >= _MEMO:

@@ -4,7 +4,7 @@ all; any ALLOW that matches; else denied. AUDIT decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass
 from typing import NamedTuple, final
 
@@ -108,16 +108,23 @@ class Decider:
 
     __slots__ = ("_allow", "_audit", "_by_path", "_custom", "_deny", "_dry_allow", "_dry_deny", "_requests")
 
-    def __init__(self, policies: Iterable[tuple[Policy, Compiled]], *, requests: bool = False) -> None:
-        """`requests`: it decides on such, and CUSTOM policies were asked before."""
-        self._requests = requests
+    def __init__(
+        self,
+        policies: Iterable[tuple[Policy, Compiled]],
+        *,
+        requests: bool = False,
+        by_path: tuple[ByPath, ByPath] | None = None,
+    ) -> None:
+        """`requests`: it decides on such, and CUSTOM policies were asked before. `by_path`: of them the enforced DENY
+        and ALLOW policies, where `policies` are only the others.
+        """
+        self._requests, self._by_path = requests, by_path
         self._audit: list[Compiled] = []
         self._custom: list[tuple[str, Compiled]] = []
         self._deny: list[Compiled] = []
         self._allow: list[Compiled] = []
         self._dry_deny: list[Compiled] = []
         self._dry_allow: list[Compiled] = []
-        enforced: dict[Action, list[tuple[Policy, Compiled]]] = {Action.DENY: [], Action.ALLOW: []}
         for policy, compiled in policies:
             if policy.action is Action.CUSTOM:
                 if not policy.dry_run:
@@ -130,10 +137,6 @@ class Decider:
             else:
                 kind = self._dry_allow if policy.dry_run else self._allow
             kind.append(compiled)
-            if requests and not policy.dry_run and policy.action in enforced:
-                enforced[policy.action].append((policy, compiled))
-        self._by_path = (ByPath(enforced[Action.DENY]), ByPath(enforced[Action.ALLOW])) if requests else None
-        """The rules of `_deny` and `_allow` for requests."""
 
     def decide(self, facts: Facts) -> Permit | Denial:
         """What they say."""
@@ -141,26 +144,32 @@ class Decider:
         if self._custom and not self._requests and (asked := self.asks(facts)):
             reason = "a CUSTOM policy applies, and nobody can be asked about what is not HTTP"
             return Denial(asked[0].policy, asked[0].rule, reason, (), audit)
-        deny: Sequence[Compiled] = self._deny
-        allow: Sequence[Compiled] = self._allow
-        if self._by_path is not None:
-            deny, allow = (rules.among(facts.path) for rules in self._by_path)
-        for one in deny:
-            if (rule := one.first_match(facts)) >= 0:
-                return Denial(one.key, rule, "matched a DENY policy", (), audit)
+        if (denied := self._first(0, self._deny, facts)) is not None:
+            return Denial(*denied, "matched a DENY policy", (), audit)
         would_deny = [policy for policy in self._dry_deny if policy.first_match(facts) >= 0]
         would_allow = [policy for policy in self._dry_allow if policy.first_match(facts) >= 0]
-        for one in allow:
-            if (rule := one.first_match(facts)) >= 0:
-                return Permit(_SEAL, one.key, rule, "matched an ALLOW policy", _would("deny", would_deny), audit)
-        if self._allow:
-            named = ", ".join(policy.key for policy in self._allow[:_NAMED])
-            more = f" and {len(self._allow) - _NAMED} more" if len(self._allow) > _NAMED else ""
+        if (allowed := self._first(1, self._allow, facts)) is not None:
+            return Permit(_SEAL, *allowed, "matched an ALLOW policy", _would("deny", would_deny), audit)
+        keys = self._by_path[1].keys if self._by_path is not None else [policy.key for policy in self._allow]
+        if keys:
+            named = ", ".join(keys[:_NAMED])
+            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
             would = () if would_deny else _would("allow", would_allow)
             return Denial("", -1, f"matched no ALLOW policy ({named}{more})", would, audit)
         if not would_deny and not would_allow:
             would_deny = self._dry_allow  # being the first ALLOW policies here, they would make denial the default
         return Permit(_SEAL, "", -1, "no ALLOW policy applies", _would("deny", would_deny), audit)
+
+    def _first(self, kind: int, policies: list[Compiled], facts: Facts) -> tuple[str, int] | None:
+        """The policy and the rule that match first."""
+        if self._by_path is not None:
+            for key, index, matches in self._by_path[kind].among(facts.path):
+                if matches(facts):
+                    return key, index
+        for one in policies:
+            if (rule := one.first_match(facts)) >= 0:
+                return one.key, rule
+        return None
 
     def asks(self, facts: Facts) -> tuple[Ask, ...]:
         """The CUSTOM policies that match, one of each provider."""

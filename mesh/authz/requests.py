@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mesh.authz.decider import Ask, Compiled, Decider, Denial, Permit
-from mesh.authz.matching import Facts
+from mesh.authz.by_path import ByPath
+from mesh.authz.decider import Ask, Compiled, Decider, Denial, Permit, compiled
+from mesh.authz.matching import Facts, Reads, compile_rule
 from mesh.message import Request
-from mesh.model import Policy
+from mesh.model import Action, Policy, Rule
 
 _MEMO = 1024
 _LONG = 512
@@ -17,28 +18,46 @@ _LONG = 512
 _HEADER = "request.headers["
 
 
+class Rules:
+    """Those of a workload's policies, for requests of any peer."""
+
+    __slots__ = ("enforced", "of_headers", "others")
+
+    def __init__(self, policies: Iterable[Policy]) -> None:
+        enforced: dict[Action, list[Policy]] = {Action.DENY: [], Action.ALLOW: []}
+        self.others: list[tuple[Policy, Compiled]] = []
+        """Policies that are neither, or a dry run."""
+        self.of_headers: list[tuple[Rule, Action]] = []
+        """Rules that ask for headers."""
+        for policy in policies:
+            if policy.action in enforced and not policy.dry_run:
+                enforced[policy.action].append(policy)
+            else:
+                self.others.append((policy, compiled(policy, Reads.REQUEST)))
+            for rule in policy.rules:
+                if any(condition.key.startswith(_HEADER) for condition in rule.conditions):
+                    self.of_headers.append((rule, policy.action))
+        self.enforced = ByPath(enforced[Action.DENY]), ByPath(enforced[Action.ALLOW])
+
+
 class Requests:
-    """Only rules that can match any of them are looked at again; verdicts are remembered by all that a rule asks for,
-    so that many policies don't make requests dearer.
+    """Only rules of the request's path are looked at; verdicts are remembered by all that a rule asks for, so that many
+    policies don't make requests dearer.
     """
 
     __slots__ = ("_decider", "_facts", "_memo", "_names", "_strict")
 
-    def __init__(self, strict: Denial | None, facts: Facts, rules: Iterable[tuple[Policy, Compiled, Compiled]]) -> None:
-        """`strict` is the peer's denial whatever it asks, `facts` what is known of its connection.
-
-        `rules`: of each policy the tests whether a peer can have a request that matches, and whether one does.
-        """
+    def __init__(self, strict: Denial | None, facts: Facts, rules: Rules) -> None:
+        """`strict` is the peer's denial whatever it asks, `facts` what is known of its connection."""
         self._strict = strict
         self._facts = facts
-        policies = []
+        deny, allow = (of_kind.narrowed(facts) for of_kind in rules.enforced)
+        self._decider = Decider(rules.others, requests=True, by_path=(deny, allow))
         names: set[str] = set()
-        for policy, possible, exact in rules:
-            able = {index for index, test in possible.rules if test(facts)}
-            policies.append((policy, Compiled(policy.key, tuple(one for one in exact.rules if one[0] in able))))
-            for index in able:
-                names.update(c.key for c in policy.rules[index].conditions if c.key.startswith(_HEADER))
-        self._decider = Decider(policies, requests=True)
+        for rule, action in rules.of_headers:
+            possible = compile_rule(rule, action, Reads.EITHER)
+            if possible is not None and possible(facts):
+                names.update(c.key for c in rule.conditions if c.key.startswith(_HEADER))
         self._names = tuple(sorted(name[len(_HEADER) : -1].lower().encode() for name in names))
         """The headers that a rule asks for."""
         self._memo: dict[tuple[object, ...], Permit | Denial] = {}
