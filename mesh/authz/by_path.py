@@ -86,8 +86,7 @@ def _patterns(rule: Rule) -> list[tuple[str, bool]] | None:
                     check_template(value)
                 except ValueError:  # the clause cannot be evaluated, which in a DENY rule counts as matched
                     return None
-                # `/a/{**}` is of `/a`, too
-                found.append((value.partition("{")[0].rstrip("/"), False))
+                found.append((value.partition("{")[0], False))
             elif value.startswith("*"):
                 return None
             else:
