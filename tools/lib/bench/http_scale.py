@@ -107,7 +107,7 @@ def measure(rounds: int, seconds: float, folder: Path, say: Callable[[str], None
     """All of them. HTTP/1.1 at `CONNECTIONS` connections."""
     compared = []
     for dimension in _DIMENSIONS:
-        say(f"bringing up a testbed with {FEW} {dimension.name} and one with {MANY:,}".replace(",", " "))
+        say(f"bringing up a testbed with {FEW} {dimension.name}, and one with {MANY}")
         with contextlib.ExitStack() as stack:
             few, many = (stack.enter_context(_opened(dimension, number, folder)) for number in (FEW, MANY))
             found = Compared(dimension.name, [], [], dimension.wanted)
