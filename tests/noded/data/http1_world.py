@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mesh.balance import Host
+from mesh.h2.connection import Budget as Windows
 from mesh.http1 import BadMessage, RequestParser
 from mesh.message import Headers, Request
 from mesh.paths import Normalization
@@ -199,7 +200,7 @@ class _Upstream(Upstream):
 
     def _connect(self, connection: Any, exchange: Any) -> str:
         connection.transport = wire = Wire(connection, connected=False)
-        self.world.backends.append(Backend(wire, self.world, self.address))
+        self.world.connected(wire, self.address)
         return ""
 
 
@@ -217,7 +218,9 @@ class Visit:
 class World:
     """Two clients' connections to a service with two endpoints. The proxy and destination of their exchanges."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, engine: Any = None) -> None:
+        """With an `engine`, backends are spoken to in HTTP/2, and `connected` is the test's to override."""
+        self._engine = engine
         self.arrived: list[tuple[bytes, Backend]] = []
         self.complete: list[tuple[bytes, bytes]] = []
         self.backends: list[Backend] = []
@@ -234,7 +237,7 @@ class World:
     def begin(self, responder: Responder, request: Request) -> OutboundExchange:
         session: Any = SimpleNamespace(
             proxy=self, local=self._local, service="shop/web", port=80, namespace="shop", seen=self._seen,
-            http2_to=lambda destination: False,
+            http2_to=lambda destination: self._engine is not None,
         )  # fmt: skip
         exchange = OutboundExchange(session, responder, request)
         self.exchanges.append(exchange)
@@ -243,6 +246,10 @@ class World:
     def _seen(self, exchange: OutboundExchange) -> None:
         assert exchange not in self.over, "an exchange ended twice"
         self.over.append(exchange)
+
+    def connected(self, wire: Wire, address: str) -> None:
+        """A connection to a backend is asked for."""
+        self.backends.append(Backend(wire, self, address))
 
     # -- as the proxy -------------------------------------------------------------------------------------------------
 
@@ -264,7 +271,8 @@ class World:
     def _to(self, local: Any, service: Any, address: str, port: int, uid: str) -> Upstream:
         found = self._upstreams.get(address)
         if found is None:
-            made = _Upstream(SimpleNamespace(), local, service, address, port, uid)  # type: ignore[arg-type]
+            proxy: Any = SimpleNamespace(node=SimpleNamespace(engine=self._engine, budget=Windows()))
+            made = _Upstream(proxy, local, service, address, port, uid)
             made.world = self
             found = self._upstreams[address] = made
         return found

@@ -1,18 +1,19 @@
-"""As `test_http1_invariants`, for a client that speaks HTTP/2 to backends of HTTP/1.1: each stream gets its own answer,
-and at the end nothing is left over."""
+"""As `test_http1_invariants`, for a client that speaks HTTP/2, to backends of either version: each stream gets its own
+answer, and at the end nothing is left over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import cast
 
 import pytest
 
 from mesh.h2.connection import Budget, Connection, Stream
 from mesh.h2.frames import ErrorCode
 from mesh.h2.headers import Fields
-from mesh.h2.messages import read_response, write_request
-from mesh.message import Request
+from mesh.h2.messages import read_request, read_response, write_request, write_response
+from mesh.message import Request, Response
 from mesh.route import Limits
 from mesh.traffic import RetryPolicy
 from noded.data.engine import Flushable
@@ -88,12 +89,108 @@ class Owner:
     def on_window(self) -> None: ...
 
 
+class Asked(Stream):
+    """A request as a backend of HTTP/2 has it."""
+
+    def __init__(self, backend: Backend2) -> None:
+        super().__init__()
+        self.backend = backend
+        self.request: Request | None = None
+        self.body = b""
+        self.complete = self.answered = False
+        self.left = b""
+
+    def on_headers(self, fields: Fields, end: bool) -> None:
+        assert self.request is None
+        self.request = read_request(fields, end)
+        self.backend.world.arrived.append((self.request.path, self.backend))  # type: ignore[arg-type]
+        if end:
+            self.on_end()
+
+    def on_data(self, data: memoryview) -> int:
+        self.body += data
+        return len(data)
+
+    def on_end(self) -> None:
+        assert self.request is not None
+        self.complete = True
+        self.backend.world.complete.append((self.request.path, self.body))
+
+    def reply(self, status: int, size: int) -> None:
+        assert self.request is not None
+        self.answered = True
+        body = self.request.path + b" " + b"b" * size
+        if self.request.method == b"HEAD":
+            body = b""
+        headers = [(b"content-length", b"%d" % len(body))] if body else []
+        self.connection.send_headers(self, write_response(Response(status, headers, len(body))), not body)
+        self.left = body
+
+    def pump(self) -> None:
+        room = min(self.send_window, self.connection.send_window, len(self.left))
+        if room > 0 and self.connection.streams.get(self.stream_id) is self:
+            data, self.left = self.left[:room], self.left[room:]
+            self.connection.send_data(self, data, not self.left)
+
+
+class Backend2:
+    """The other end of a connection to a backend that speaks HTTP/2."""
+
+    def __init__(self, wire: Wire, world: World) -> None:
+        self.wire, self.world = wire, world
+        self.connection = Connection(self, client=False, budget=Budget())
+        self._rest = b""
+
+    @property
+    def asked(self) -> list[Asked]:
+        """What awaits an answer."""
+        streams = [cast(Asked, stream) for stream in self.connection.streams.values()]
+        return [stream for stream in streams if not stream.answered] if self.wire.open else []
+
+    def on_ready(self) -> None: ...
+    def on_goaway(self, code: int) -> None: ...
+    def on_window(self) -> None: ...
+    def on_request(self) -> Stream:
+        return Asked(self)
+
+    def work(self) -> None:
+        self.wire.flush()
+        data = self._rest + bytes(self.wire.delivered)
+        self.wire.delivered.clear()
+        if data and not self.wire.was_reset:
+            self._rest = data[self.connection.receive(data, memoryview(data), len(data)) :]
+        for stream in list(self.connection.streams.values()):
+            cast(Asked, stream).pump()
+        out = b"".join(self.connection.out)
+        self.connection.out.clear()
+        if out and self.wire.open:
+            self.wire.feed(out)
+        self.wire.pump()
+
+
+class World2(World):
+    """Whose backends speak HTTP/2."""
+
+    def __init__(self, limits: Limits, engine: Engine) -> None:
+        super().__init__(limits, engine)
+        self.backends2: list[Backend2] = []
+
+    def connected(self, wire: Wire, address: str) -> None:
+        self.backends2.append(Backend2(wire, self))
+
+
 class Story:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, http2: bool) -> None:
         self.random = Random(seed)
         self.pick = self.random.choice
-        self.world = World(self.pick(_LIMITS))
         self.engine = Engine()
+        self.backends2: list[Backend2] = []
+        limits = self.pick(_LIMITS)
+        if http2:
+            self.world: World = World2(limits, self.engine)
+            self.backends2 = self.world.backends2
+        else:
+            self.world = World(limits)
         self.ended: list[tuple[str, str]] = []
         self.server = Http2Server(
             self.engine,  # type: ignore[arg-type]
@@ -194,8 +291,27 @@ class Story:
             if not backend.wire.was_reset:
                 backend.read()
             backend.wire.pump()
+        for backend2 in list(self.backends2):
+            if not backend2.wire.established and not backend2.wire.closed:
+                if self.random.random() < 0.05:
+                    backend2.wire.lose()
+                    continue
+                backend2.wire.established = True
+            backend2.work()
 
     def answer(self) -> None:
+        for backend2 in self.backends2:
+            for asked in backend2.asked:
+                assert asked.request is not None
+                if asked.complete or self.random.random() < 0.1:
+                    asked.reply(self.pick((200, 200, 200, 503)), self.pick((0, 10, 200_000)))
+                elif self.random.random() < 0.02:
+                    asked.answered = True
+                    backend2.connection.reset(asked, ErrorCode.INTERNAL_ERROR)
+                elif self.random.random() < 0.02:
+                    asked.answered = True
+                    backend2.connection.reset(asked, ErrorCode.REFUSED_STREAM)
+                    self.world.arrived.remove((asked.request.path, backend2))  # type: ignore[arg-type]
         for backend in self._asked():
             if backend.complete == len(backend.requests) or self.random.random() < 0.1:
                 self._answer(backend, self.pick((200, 200, 200, 503)), self.pick((0, 10, 200_000)))
@@ -213,6 +329,9 @@ class Story:
         if backends := self._asked():
             wire = self.pick(backends).wire
             self.pick((wire.feed_eof, wire.lose))()
+        if backends2 := [backend2 for backend2 in self.backends2 if backend2.asked]:
+            backend2 = self.pick(backends2)
+            self.pick((backend2.wire.feed_eof, backend2.wire.lose, backend2.connection.goaway))()
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
@@ -229,7 +348,7 @@ class Story:
         while quiet < 5:
             before = (
                 len(world.over),
-                len(world.backends),
+                len(world.arrived),
                 sum(len(a.left) + len(a.answer) + len(a.over) for a in self.asks),
             )
             for ask in self.live:
@@ -243,10 +362,17 @@ class Story:
             for backend in world.backends:
                 if not backend.wire.established and not backend.wire.closed:
                     backend.wire.established = True
+            for backend2 in self.backends2:
+                if not backend2.wire.closed:
+                    backend2.wire.established = True
             self.backends_work()
             for backend in self._asked():
                 if backend.complete == len(backend.requests):
                     self._answer(backend, 200, 0)
+            for backend2 in self.backends2:
+                for asked in backend2.asked:
+                    if asked.complete:
+                        asked.reply(200, 0)
             self.engine.turn()
             self.client_reads()
             for timer in list(world.timers.set):
@@ -254,7 +380,7 @@ class Story:
             self.engine.turn()
             after = (
                 len(world.over),
-                len(world.backends),
+                len(world.arrived),
                 sum(len(a.left) + len(a.answer) + len(a.over) for a in self.asks),
             )
             quiet = quiet + 1 if before == after else 0
@@ -286,10 +412,11 @@ class Story:
             assert not self.wire.held
 
 
+@pytest.mark.parametrize("http2", [False, True], ids=["to HTTP/1.1", "to HTTP/2"])
 @pytest.mark.parametrize("part", range(4))
-def test_streams_get_their_own_answers_and_end_once(part: int) -> None:
+def test_streams_get_their_own_answers_and_end_once(part: int, http2: bool) -> None:
     for seed in range(part * 50, part * 50 + 50):
         try:
-            Story(seed).go(150)
+            Story(seed, http2=http2).go(150)
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
