@@ -100,7 +100,7 @@ def arguments() -> argparse.Namespace:
     l4.add_argument("--seconds", type=float, default=4, metavar="S", help="of each measurement (default: %(default)s)")
     l4.add_argument(
         "--paths",
-        type=_paths,
+        type=lambda text: l7.chosen(text, paths.NAMES),
         default=paths.NAMES,
         metavar="LIST",
         help=f"which, of {','.join(paths.NAMES)} (default: all)",
@@ -112,14 +112,6 @@ def arguments() -> argparse.Namespace:
     if parsed.kind in ("l4", "l7") and (parsed.rounds < 1 or parsed.seconds < 1):
         parser.error("--rounds and --seconds must be 1 or more")
     return parsed
-
-
-def _paths(text: str) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    for name in chosen:
-        if name not in paths.NAMES:
-            raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(paths.NAMES)}")
-    return tuple(name for name in paths.NAMES if name in chosen)
 
 
 def main() -> int:

@@ -47,7 +47,7 @@ def add(kinds: Any) -> None:
     names = ",".join(http_paths.NAMES)
     parser.add_argument(
         "--paths",
-        type=lambda text: _chosen(text, http_paths.NAMES),
+        type=lambda text: chosen(text, http_paths.NAMES),
         default=http_paths.NAMES,
         metavar="LIST",
         help=f"which, of {names} (default: all)",
@@ -55,7 +55,7 @@ def add(kinds: Any) -> None:
     protocols = tuple(protocol.name for protocol in work.PROTOCOLS)
     parser.add_argument(
         "--protocols",
-        type=lambda text: _chosen(text, protocols),
+        type=lambda text: chosen(text, protocols),
         default=protocols,
         metavar="LIST",
         help=f"which, of {','.join(protocols)} (default: all)",
@@ -76,12 +76,13 @@ def add(kinds: Any) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the medians there too")
 
 
-def _chosen(text: str, names: Sequence[str]) -> tuple[str, ...]:
-    chosen = tuple(text.split(","))
-    for name in chosen:
+def chosen(text: str, names: Sequence[str]) -> tuple[str, ...]:
+    """An option's list of some of these names, in their order."""
+    wanted = text.split(",")
+    for name in wanted:
         if name not in names:
             raise argparse.ArgumentTypeError(f"'{name}' is not one of {', '.join(names)}")
-    return tuple(name for name in names if name in chosen)
+    return tuple(name for name in names if name in wanted)
 
 
 def run(options: argparse.Namespace, say: Callable[[str], None]) -> int:
