@@ -143,6 +143,10 @@ class Api:
             said = self.publisher.world.route_statuses.get(key, ())
             references = dict(enumerate(body["spec"].get("parentRefs") or ()))
             body["status"] = {"parents": status_entries(references, resource.generation, said)}
+        problem = self.publisher.world.key_problems.get(f"{resource.namespace}/{resource.name}")
+        if resource.kind == "RequestAuthentication" and problem is not None:
+            status = "False" if problem else "True"
+            body["status"] = {"conditions": [{"type": "KeysFetched", "status": status, "message": problem}]}
         return body
 
     async def _of_kind(self, kind: str, namespace: str) -> list[Resource]:

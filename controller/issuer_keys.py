@@ -134,4 +134,14 @@ async def fetch_url(url: str) -> bytes:
                     raise FetchError(f"{url}: more than {jwks.MAX_BYTES} bytes")
             return data
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        raise FetchError(f"{url}: {error or type(error).__name__}") from error
+        raise FetchError(f"{url}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    """The first of an error's causes that says something: trio's own errors of TLS do not."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__

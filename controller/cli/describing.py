@@ -155,6 +155,9 @@ def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
         ("Created", plain(metadata.get("creationTimestamp"))),
         ("Generation", plain(metadata.get("generation"))),
     ]
+    for condition in dig(resource, "status.conditions") or []:
+        said = str(condition.get("message") or "")
+        pairs.append((str(condition.get("type")), f"{condition.get('status')}{f': {said}' if said else ''}"))
     if resource.get("kind") == "TrafficPolicy":
         pairs.append(("Holds for", policy_holds(client, resource)))
     spec = "Spec:\n" + "".join(f"  {line}\n" for line in structured(resource.get("spec"), Output.YAML).splitlines())

@@ -107,9 +107,13 @@ class Cluster:
     def _on_namespace(self, *_: object) -> None:
         self._namespaces_changed()
 
-    def _on_declared(self, _key: str, old: Declared | None, new: Declared | None) -> None:
+    def look_again(self) -> None:
+        """What the conditions of our resources should be may have changed."""
         self.declared_changed.set()
         self.declared_changed = trio.Event()
+
+    def _on_declared(self, _key: str, old: Declared | None, new: Declared | None) -> None:
+        self.look_again()
         if old is None or new is None or (old.resource, old.problem) != (new.resource, new.problem):
             self._changed()
 

@@ -89,7 +89,7 @@ class ClusterHome:
             self.client, [secrets_path], material, self._on_secret, fields=f"metadata.name={SECRET}"
         )
         self._ca_changed = trio.Event()
-        self.keys = IssuerKeys(changed)
+        self.keys = IssuerKeys(self._keys_changed)
         self._builder = Builder(self.keys)
         me = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
         self.leadership = Leadership(self.client, root_namespace, me, clock=clock)
@@ -153,6 +153,10 @@ class ClusterHome:
             await nursery.start(progress.run)  # before there are nodes, lest a predecessor's word is taken for ours
             nursery.start_soon(Sharing(self.client, self._root_namespace, self.leadership.me, rotation).run)
             task_status.started()
+
+    def _keys_changed(self) -> None:
+        self._changed()
+        self.cluster.look_again()
 
     def _pod_changed(self, key: str, old: Pod | None, new: Pod | None) -> None:
         self.register.pod_changed(key, old, new)

@@ -1,8 +1,9 @@
 """Status conditions of our resources, written by the leader.
 
 `Accepted`: whether the resource makes sense. `Programmed`: whether all nodes that are connected to any replica have
-acknowledged it; once true, it is so until the resource changes, since no node goes back. Condition fields as in
-Kubernetes' API conventions.
+acknowledged it; once true, it is so until the resource changes, since no node goes back. `KeysFetched`: whether the
+keys that a `RequestAuthentication` names were fetched the last time. Condition fields as in Kubernetes' API
+conventions.
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ class StatusWriter:
                 if resource is not None and not pending:
                     others = await self._others() if others is None else others
                     pending = others is None or bool(late(others, kind, resource.version))
-                wanted = _wanted(entry, pending=pending)
+                wanted: tuple[Condition, ...] = _wanted(entry, pending=pending)
                 done = done and wanted[1].status != "Unknown"
+                if kind == "RequestAuthentication" and not entry.problem:
+                    wanted = (*wanted, *_fetched(entry, self._publisher.world.key_problems.get(key)))
                 if {c.kind: c.said for c in entry.conditions} != {c.kind: c.said for c in wanted}:
                     done = await self._write(kind, key, entry, wanted) and done
         return done
@@ -105,6 +108,15 @@ class StatusWriter:
             _log.warning("cannot write a status", extra={"kind": kind, "resource": key, "reason": str(error)})
             return False
         return True
+
+
+def _fetched(entry: Declared, problem: str | None) -> list[Condition]:
+    """What became of the keys that are fetched for it; nothing if none are."""
+    if problem is None:
+        return []
+    if problem:
+        return [Condition("KeysFetched", "False", "FetchFailed", problem[:_MAX_MESSAGE], entry.generation)]
+    return [Condition("KeysFetched", "True", "Fetched", "the issuers' keys are known", entry.generation)]
 
 
 def _programmed(entry: Declared) -> bool:

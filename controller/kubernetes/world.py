@@ -16,7 +16,16 @@ from typing import Generic, TypeVar
 from controller.kubernetes.objects import Backend, ClusterNode, ClusterService, Pod, Slice
 from controller.resources import workload_addresses
 from controller.store import Resource
-from controller.translate import NoKeys, PublishedKeys, TrafficTranslator, World, peer_auth, policy, request_auths
+from controller.translate import (
+    NoKeys,
+    PublishedKeys,
+    TrafficTranslator,
+    World,
+    key_problems,
+    peer_auth,
+    policy,
+    request_auths,
+)
 from mesh.model import Endpoint, Enrolment, Service, ServicePort, Workload
 
 _T = TypeVar("_T")
@@ -107,7 +116,8 @@ class Builder:
             {key: _service(services[key], by_service.get(key, ()), owners) for key in sorted(services)},
             tuple(self._policies.of(kinds.get("AuthorizationPolicy", ()))),
             tuple(self._peer_auths.of(kinds.get("PeerAuthentication", ()))),
-            request_auths(kinds.get("RequestAuthentication", ()), self._keys),
+            request_auths(tokens := kinds.get("RequestAuthentication", ()), self._keys),
+            key_problems(tokens, self._keys),
         )
         return self._traffic.add(made, kinds)
 

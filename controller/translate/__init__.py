@@ -11,7 +11,7 @@ from controller.translate.gateway import (
     status_entry,
 )
 from controller.translate.security import peer_auth, policy
-from controller.translate.tokens import KeySource, NoKeys, PublishedKeys, request_auths, sources
+from controller.translate.tokens import KeySource, NoKeys, PublishedKeys, key_problems, request_auths
 from controller.translate.world import TrafficTranslator, World, world
 
 __all__ = [
@@ -26,10 +26,10 @@ __all__ = [
     "TrafficTranslator",
     "World",
     "is_ours",
+    "key_problems",
     "peer_auth",
     "policy",
     "request_auths",
-    "sources",
     "status_entries",
     "status_entry",
     "world",

@@ -52,6 +52,16 @@ def request_auths(resources: Iterable[Resource], keys: PublishedKeys) -> tuple[R
     return made
 
 
+def key_problems(resources: Iterable[Resource], keys: PublishedKeys) -> dict[str, str]:
+    """By `<namespace>/<name>` of each resource that has its keys fetched: what is wrong, or `""`."""
+    found = {}
+    for resource in resources:
+        if fetched := sources(resource.body.get("spec") or {}):
+            wrong = (f"issuer {source.issuer}: {keys.of(source)[1]}" for source in fetched if keys.of(source)[1])
+            found[f"{resource.namespace}/{resource.name}"] = "; ".join(wrong)
+    return found
+
+
 def sources(spec: Mapping[str, Any]) -> list[KeySource]:
     """Where the keys of a resource are fetched from."""
     return [source for rule in spec.get("jwtRules") or () if (source := _source(rule)) is not None]

@@ -13,7 +13,7 @@ from controller.resources import workload_addresses
 from controller.store import Resource
 from controller.translate.gateway import ROUTES, Gateway, ParentStatus
 from controller.translate.security import peer_auth, policy
-from controller.translate.tokens import NoKeys, PublishedKeys, request_auths
+from controller.translate.tokens import NoKeys, PublishedKeys, key_problems, request_auths
 from controller.translate.traffic import TrafficPolicies
 from mesh.authz.selection import selects
 from mesh.model import Endpoint, Enrolment, PeerAuth, Policy, RequestAuth, Service, ServicePort, Workload
@@ -31,6 +31,8 @@ class World:
     policies: tuple[Policy, ...] = ()
     peer_auths: tuple[PeerAuth, ...] = ()
     request_auths: tuple[RequestAuth, ...] = ()
+    key_problems: dict[str, str] = field(default_factory=dict)
+    """By key of each `RequestAuthentication` whose keys are fetched: what is wrong, or `""`. Nodes are not told."""
     routes: dict[str, Route] = field(default_factory=dict)
     """By key."""
     traffic: dict[str, TrafficPolicy] = field(default_factory=dict)
@@ -71,7 +73,8 @@ def world(
         {s.key: s for s in _services(kinds.get("Service", ()), workloads, labels)},
         tuple(map(policy, kinds.get("AuthorizationPolicy", ()))),
         tuple(map(peer_auth, kinds.get("PeerAuthentication", ()))),
-        request_auths(kinds.get("RequestAuthentication", ()), keys or NoKeys()),
+        request_auths(tokens := kinds.get("RequestAuthentication", ()), keys or NoKeys()),
+        key_problems(tokens, keys or NoKeys()),
     )
     return (traffic or TrafficTranslator()).add(made, kinds)
 

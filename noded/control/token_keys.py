@@ -63,7 +63,7 @@ class TokenKeys:
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
-            return "Jwt header is an invalid JSON"
+            return "Jwt verification fails"
         algorithm, key_id = header.get("alg"), header.get("kid", "")
         if algorithm not in ALGORITHMS:
             return "Jwt header [alg] is not supported"

@@ -1,16 +1,26 @@
 from __future__ import annotations
 
+import contextlib
+import datetime
+import http.server
+import ipaddress
 import json
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from controller.issuer_keys import FetchError, IssuerKeys
+from controller.issuer_keys import FetchError, IssuerKeys, fetch_url
 from controller.kubernetes.policies import declared
 from controller.schema.manifests import load
 from controller.store import Resource
@@ -97,6 +107,11 @@ def test_keys_that_are_published_come_from_who_fetches_them_and_without_them_a_r
         (ISSUER, False, "no answer"),
         ("c", True, ""),
     ]
+    problems = f"issuer b: no answer; issuer {ISSUER}: no answer"
+    assert built(rules, keys).key_problems == {"shop/tokens": problems}
+    assert built(rules[:1], keys).key_problems == {"shop/tokens": ""}
+    assert built(rules[3:], keys).key_problems == {}
+    built(rules, keys)
     assert keys.kept == [
         KeySource("a", "https://keys.example/good", 2.0),
         KeySource("b", "https://keys.example/bad", 5.0),
@@ -220,3 +235,90 @@ async def test_without_an_address_the_issuer_is_asked_for_it(
     web.answers[f"{ISSUER}/.well-known/openid-configuration"] = b'{"jwks_uri": "http://issuer.example/elsewhere"}'
     await trio.sleep(20 * 60)
     assert keys.of(source)[1].endswith("no jwks_uri that is a URL")
+
+
+# -- over HTTP --------------------------------------------------------------------------------------------------------
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves keys, something large, and a redirection."""
+
+    def do_GET(self) -> None:
+        body = JWKS.encode() if self.path == "/keys" else b"x" * (jwks.MAX_BYTES + 1)
+        self.send_response(302 if self.path == "/moved" else 200)
+        if self.path == "/moved":
+            self.send_header("location", "/keys")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not on standard error."""
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[int]:
+    """A server on loopback; its port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_what_is_fetched_is_bounded_and_comes_from_where_it_was_asked() -> None:
+    with serving() as port:
+        assert await fetch_url(f"http://127.0.0.1:{port}/keys") == JWKS.encode()
+        with pytest.raises(FetchError, match="more than 131072 bytes"):
+            await fetch_url(f"http://127.0.0.1:{port}/large")
+        with pytest.raises(FetchError, match="status 302"):
+            await fetch_url(f"http://127.0.0.1:{port}/moved")
+    with pytest.raises(FetchError, match=f"http://127.0.0.1:{port}/keys"):
+        await fetch_url(f"http://127.0.0.1:{port}/keys")
+
+
+async def test_a_server_whose_certificate_nobody_vouches_for_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority()
+    chain, key = authority.issue_for("127.0.0.1")
+    (tmp_path / "chain.pem").write_bytes(chain + key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "chain.pem")
+    with serving(context) as port:
+        with pytest.raises(FetchError, match="certificate"):
+            await fetch_url(f"https://127.0.0.1:{port}/keys")
+        (tmp_path / "roots.pem").write_bytes(authority.roots)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "roots.pem"))
+        assert await fetch_url(f"https://127.0.0.1:{port}/keys") == JWKS.encode()
+
+
+class Authority:
+    """Makes a certificate for an address."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test root")])
+        self.roots = self._signed(self._name, self._key.public_key(), x509.BasicConstraints(True, None))
+
+    def issue_for(self, address: str) -> tuple[bytes, bytes]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return self._signed(x509.Name([]), key.public_key(), names), private
+
+    def _signed(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(key)
+        builder = builder.serial_number(x509.random_serial_number())
+        builder = builder.not_valid_before(now - datetime.timedelta(hours=1))
+        builder = builder.not_valid_after(now + datetime.timedelta(hours=1)).add_extension(extension, True)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
