@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _DETAILS = {
     "DC": "downstream_remote_disconnect",
     "DPE": "http1.codec_error",
+    "DR": "http2.remote_reset",
     "FI": "fault_filter_abort",
     "NC": "cluster_not_found",
     "NR": "route_not_found",

@@ -212,7 +212,7 @@ class ServerStream(MessageStream):
 
     def on_reset(self, code: int) -> None:
         """See `Stream`."""
-        self._over(f"the client reset the stream ({code})", "DC", ErrorCode.CANCEL)
+        self._over(f"the client reset the stream ({code})", "DR", ErrorCode.CANCEL)
 
     def malformed(self, error: BadMessage) -> None:
         """See `MessageStream`."""
