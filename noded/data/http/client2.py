@@ -42,7 +42,7 @@ class Keeper(Protocol):
 class Http2Client(Http2):
     """Reads a transport; its streams are the calls of exchanges."""
 
-    __slots__ = ("_idle", "_keeper", "_sent", "_silent", "_stuck", "carried", "reason")
+    __slots__ = ("_idle", "_keeper", "_silent", "carried", "reason")
 
     def __init__(self, engine: Engine, budget: Budget, keeper: Keeper) -> None:
         super().__init__(engine, budget, client=True, max_streams=MAX_STREAMS)
@@ -51,7 +51,7 @@ class Http2Client(Http2):
         """Requests so far."""
         self.reason = ""
         """Why it is closed, if it broke."""
-        self._idle = self._silent = self._sent = self._stuck = 0
+        self._idle = self._silent = 0
         self.connection.peer_max_streams = keeper.streams
 
     def on_ready(self) -> None:
@@ -113,14 +113,8 @@ class Http2Client(Http2):
         if self.closed:
             return
         connection = self.connection
-        if self.stalled():
-            self.lost("the backend sent no SETTINGS, or only half a frame")
-            return
-        sent, transport = self._sent, self.transport
-        self._sent = transport.sent
-        self._stuck = self._stuck + 1 if transport.full and transport.sent == sent else 0
-        if self._stuck > _STUCK_TICKS:
-            self.lost("the backend does not read")
+        if failing := self.stalled(_STUCK_TICKS):
+            self.lost(f"the backend {failing}")
             return
         self._idle = 0 if connection.streams else self._idle + 1
         self._silent = 0 if self.heard else self._silent + 1

@@ -22,6 +22,8 @@ _MOST_STREAMS = 1000
 """Requests at a time. gRPC has one connection for all calls of a channel, some of which last for hours."""
 _IDLE_TICKS = 720
 """Ticks of 5 s without a stream, after which the connection is closed."""
+_STUCK_TICKS = 60
+"""Ticks that a client may leave all that we send unread, while that is too much to add to."""
 _PING_TICKS, _DEAD_TICKS = 12, 24
 """Ticks of silence on a connection with streams: after which the client is asked for a sign of life, and given up."""
 
@@ -107,6 +109,10 @@ class Http2Server(Http2):
         self.transport.close()
         self._on_end("DC" if busy else "-", reason if busy else "")
 
+    def _give_up(self, reason: str) -> None:
+        self.lost(reason)
+        self.transport.reset()  # what it has not read it never will
+
     def _ended(self, reason: str, flags: str) -> bool:
         """Tell the exchanges; whether there were any."""
         self.closed = True
@@ -154,8 +160,8 @@ class Http2Server(Http2):
         if self.closed:
             return
         connection = self.connection
-        if self.stalled():
-            self.lost("the client does not go on with its frame")
+        if failing := self.stalled(_STUCK_TICKS):
+            self._give_up(f"the client {failing}")
             return
         if self._draining:
             connection.goaway()
@@ -165,7 +171,7 @@ class Http2Server(Http2):
             if self._silent > _IDLE_TICKS:
                 connection.goaway()
         elif self._silent > _DEAD_TICKS and not self._held:
-            self.lost("the client does not answer")
+            self._give_up("the client does not answer")
             return
         elif self._silent > _PING_TICKS and not connection.ping_outstanding:
             connection.ping()

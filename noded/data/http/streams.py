@@ -34,7 +34,7 @@ _READY_TICKS = 12
 class Http2:
     """Reads a transport; the owner of the HTTP/2 connection over it."""
 
-    __slots__ = ("_half", "_rest", "closed", "connection", "engine", "heard", "transport", "waiting")
+    __slots__ = ("_half", "_rest", "_sent", "_stuck", "closed", "connection", "engine", "heard", "transport", "waiting")
 
     def __init__(self, engine: Engine, budget: Budget, *, client: bool, max_streams: int) -> None:
         self.engine = engine
@@ -48,6 +48,8 @@ class Http2:
         """Since the last tick."""
         self._half = 0
         """Ticks since which a frame, or the first one, is incomplete."""
+        self._sent = self._stuck = 0
+        """Bytes at the last tick; ticks since which that is so, and the transport full."""
         self._rest = b""
         engine.mark(self)
 
@@ -136,10 +138,10 @@ class Http2:
         """No stream is left and none will come: close in order."""
         raise NotImplementedError
 
-    def stalled(self) -> bool:
-        """Forgive nuisances, end streams whose data the peer does not take; whether it is stuck itself.
+    def stalled(self, most: int) -> str:
+        """Forgive nuisances, end streams whose data the peer does not take; what it fails to do itself, if anything.
 
-        Call every 5 s.
+        `most` is how many ticks it may read nothing while we have more to send than we should. Call every 5 s.
         """
         connection = self.connection
         connection.tick()
@@ -149,7 +151,11 @@ class Http2:
             stream.stalled += 1
             if stream.stalled > _STALL_TICKS:
                 stream.give_up()
-        return self._half > _READY_TICKS
+        if self._half > _READY_TICKS:
+            return "does not go on with its frame" if connection.ready else "sent no SETTINGS"
+        sent, self._sent = self._sent, self.transport.sent
+        self._stuck = self._stuck + 1 if self.transport.full and self._sent == sent else 0
+        return "does not read" if self._stuck > most else ""
 
     def abort(self, reason: str) -> None:
         """As `engine.Handler` has it."""

@@ -389,6 +389,21 @@ def test_a_silent_client_is_asked_and_then_given_up() -> None:
     assert server.wire.closed
 
 
+def test_a_client_that_does_not_read_is_given_up_in_five_minutes() -> None:
+    server = Server()
+    record = server.request()
+    record.responder.head(Response(200, [], -1))
+    server.wire.full = True
+    server.take()
+    for _ in range(60):
+        server.server.tick()
+    assert not server.wire.closed
+    for _ in range(2):
+        server.server.tick()
+    assert record.events[-1] == ("on_gone", "the client does not read", "DC")
+    assert server.wire.closed
+
+
 def test_a_frame_must_be_complete_in_time() -> None:
     server = Server()
     server.feed(frame(frames.HEADERS, 4, 1, bytes(100))[:50])
