@@ -145,7 +145,6 @@ class Worker:
             local.gone = True
             for listener in self._listeners.pop(uid):
                 listener.close()
-            self.http.leave(local)
         return local
 
     async def _farewell(self, message: messages.WorkloadDown, local: LocalWorkload | None) -> None:
@@ -153,6 +152,7 @@ class Worker:
             tunnels = [*local.tunnels, *(t for t in self.pool.tunnels() if t.uid == message.uid)]
             for tunnel in tunnels:
                 tunnel.retire("the workload leaves the mesh")
+            self.http.leave(local)
             await self._wait_for_end(message.uid, message.drain_seconds)
             for flow in self.node.tracker.of(message.uid):
                 if flow.carrier is not None:

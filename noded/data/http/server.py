@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _HEAD_TICKS, _BODY_TICKS, _IDLE_TICKS = 12, 60, 720
 """Ticks of 5 s without a byte: while a request's head is incomplete, while an exchange is under way, between two."""
+_DRAIN_TICKS = 2
+"""Those between two requests once the peer was told, by the tunnel's GOAWAY, that the connection is to end."""
 _LINGER_TICKS = 3
 """Those in which a client may still send what nobody reads, after the last answer."""
 
@@ -300,7 +302,7 @@ class Http1Server:
         elif self._exchange is not None:
             if self._receiving and self.ticks > _BODY_TICKS and not self._raw:
                 self._exchange.on_gone("the client sends no more of its request", "SI")
-        elif self.ticks > (_HEAD_TICKS if self._parser.in_head else _IDLE_TICKS):
+        elif self.ticks > (_HEAD_TICKS if self._parser.in_head else _DRAIN_TICKS if self._close else _IDLE_TICKS):
             self._over("-", "idle")
 
     def _over(self, flags: str, reason: str) -> None:
@@ -325,7 +327,10 @@ class Http1Server:
             self._exchange.recheck()
 
     def drain(self) -> None:
-        """Close after the answer under way, or now."""
+        """Close after the answer under way, or now.
+
+        A peer that knows anyhow may have sent a request in the meantime, which it could not tell from one that is lost.
+        """
         self._close = True
-        if self._exchange is None and not self._lingering and not self._parser.in_head:
+        if not (self._exchange is not None or self._lingering or self._parser.in_head or self.transport.retiring):
             self._over("-", "")

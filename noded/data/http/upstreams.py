@@ -224,7 +224,10 @@ class Upstreams:
         """That from a workload to an endpoint."""
         key = (local.uid, address, port, uid)
         found = self._all.get(key)
-        if found is None or found.local is not local:
+        if found is not None and found.local is not local:  # it left, and came back
+            found.close()
+            found = None
+        if found is None:
             found = self._all[key] = Upstream(self, local, service, address, port, uid)
         found.service = service
         return found

@@ -21,6 +21,7 @@ import trio
 
 from mesh.model import Policy
 from mesh.traffic import RetryBudget, RetryPolicy, TrafficPolicy
+from noded.link import Drain
 from tests.noded.data.lab import Pod, lab
 from tests.noded.data.test_http import VIP, service
 from tests.noded.data.test_http_hostile import CHECKED
@@ -235,3 +236,39 @@ async def test_with_one_endpoint_well_no_idempotent_request_fails_and_no_other_i
     taken = backends[0].taken + backends[1].taken
     assert [path for path in posted if taken[path] > 1] == []
     assert sum(how == "200" for _, _, how in load.answers) > 100
+
+
+@pytest.mark.parametrize("policies", [(), (CHECKED,)], ids=["routed", "routed and checked"])
+async def test_a_drain_at_the_destination_fails_no_request(tmp_path: Path, policies: tuple[Policy, ...]) -> None:
+    """Whatever its method: what the draining worker was sent before the source could know is answered."""
+    async with lab(tmp_path) as made:
+        client, first, second = (made.pod(name) for name in ("client", "first", "second"))
+        for pod in (client, first, second):
+            await made.enrol(pod)
+        retries = RetryPolicy(attempts=2, codes=(), backoff=0.002)
+        budget = RetryBudget(10_000, 1000)
+        made.traffic = (TrafficPolicy("t", "shop", "shop/web", retries=retries, retry_budget=budget),)
+        made.policies = policies
+        made.services = (service(first, second),)
+        await made.publish()
+        backends = Backend(first), Backend(second)
+        for backend in backends:
+            backend.start()
+        load = Load(client)
+        try:
+            with load.running(8):
+                await trio.sleep(1)
+                assert first.link is not None
+                await first.link.send(Drain(600))
+                assert first.process is not None
+                with trio.fail_after(30):
+                    while first.process.poll() is None:
+                        await trio.sleep(0.05)
+                await trio.sleep(0.3)
+        finally:
+            for backend in backends:
+                backend.stop()
+        first.link = None
+    assert [answer for answer in load.answers if answer[2] != "200"] == []
+    assert backends[0].taken
+    assert max((backends[0].taken + backends[1].taken).values()) == 1
