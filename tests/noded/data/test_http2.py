@@ -124,6 +124,11 @@ async def test_an_http1_client_reaches_a_backend_that_declares_http2(
     with nghttpd(pod, tmp_path):
         url = f"http://{VIP}/x"
         assert await run(client, "curl", "-sS", "-m", "20", "--http1.1", url, url) == "hello\n" * 234
+        head = await run(client, "curl", "-sSI", "-m", "20", "--http1.1", url)
+        assert head.startswith("HTTP/1.1 200 OK\r\n")
+        assert "content-length: 702\r\n" in head
+        upgrade = "-H", "Connection: upgrade", "-H", "Upgrade: websocket"
+        assert await run(client, "curl", "-sS", "-m", "20", "--http1.1", *upgrade, url) == "hello\n" * 117
         posted = await run(
             client, "curl", "-sS", "-m", "20", "-H", "Transfer-Encoding: chunked", "-d", "@/etc/services", url
         )
