@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from controller.schema.documents import read
-from controller.schema.providers import ExtensionProvider, providers
+from controller.schema.providers import ExtensionProvider, named_once, providers
 from controller.schema.strict import Strict, check, wrong
 from mesh.identity import IdentityError, check_trust_domain
 from mesh.model import MeshConfig
@@ -114,7 +114,9 @@ class Config(Strict):
     workload_certificate_hours: Annotated[int, Field(ge=1, le=24 * 30)] = 24
     path_normalization: Literal["NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"] = "BASE"
     """The form that paths of requests are given before a rule is matched, as in Istio."""
-    extension_providers: list[ExtensionProvider] = Field(default=[], max_length=64)
+    extension_providers: Annotated[list[ExtensionProvider], AfterValidator(named_once)] = Field(
+        default=[], max_length=64
+    )
     """Whom policies of action CUSTOM ask, as in Istio."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -88,6 +88,14 @@ class ExtensionProvider(Strict):
     envoy_ext_authz_http: EnvoyExtAuthzHttp
 
 
+def named_once(stated: list[ExtensionProvider]) -> list[ExtensionProvider]:
+    """A validator of all of them."""
+    names = [each.name for each in stated]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise wrong(f"two providers are called {twice!r}", "give each a name of its own")
+    return stated
+
+
 def providers(stated: Iterable[ExtensionProvider]) -> tuple[ExtAuthz, ...]:
     """Checked ones in the mesh's model."""
     return tuple(_provider(each.name, each.envoy_ext_authz_http) for each in stated)

@@ -41,6 +41,7 @@ KINDS = {
     "apis/nodemesh.dev/v1alpha1/workloads": "Workload",
     "apis/nodemesh.dev/v1alpha1/authorizationpolicies": "AuthorizationPolicy",
     "apis/nodemesh.dev/v1alpha1/peerauthentications": "PeerAuthentication",
+    "apis/nodemesh.dev/v1alpha1/requestauthentications": "RequestAuthentication",
 }
 CLUSTERED = {"namespaces", "nodes"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -403,6 +404,23 @@ async def test_conditions_say_whether_a_policy_is_accepted_and_in_force(
         await until(lambda: conditions("good").get("Programmed") == ("True", "Acknowledged"))
     closed = {p.name: p for p in replica.world.policies}["bad"]
     assert (closed.action.value, closed.selector, len(closed.rules)) == ("DENY", {"app": "web"}, 1)
+
+
+async def test_a_condition_says_whether_an_issuers_keys_were_fetched(cluster: FakeKubernetes, replica: Replica) -> None:
+    kind = f"{OURS}/requestauthentications"
+
+    def conditions(name: str) -> dict[str, str]:
+        found = ((cluster.get(kind, name, "shop") or {}).get("status") or {}).get("conditions") or []
+        return {c["type"]: c["reason"] for c in found}
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"http://127.0.0.1:{taken.getsockname()[1]}/keys"
+    for name, rule in (("fetched", {"issuer": "a", "jwksUri": nobody}), ("bad", {"issuer": "a", "jwks": "{}"})):
+        cluster.put(kind, {"metadata": {"name": name, "namespace": "shop"}, "spec": {"jwtRules": [rule]}})
+    await until(lambda: conditions("fetched").get("KeysFetched") == "FetchFailed")
+    await until(lambda: conditions("bad") == {"Accepted": "Invalid", "Programmed": "Invalid"})
+    await until(lambda: replica.world.request_auths[0].rules[0].problem.startswith(nobody))
+    assert [policy.action.value for policy in replica.world.policies] == ["DENY"]
 
 
 async def test_a_policy_is_in_force_only_when_the_nodes_of_all_replicas_have_it(

@@ -13,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from tests.e2e.pods import Bed, read_all
+from tests.e2e.pods import Bed, Pods, eventually, read_all
 
-PORT = 8081
+PORT, KEYS_PORT = 8081, 8082
 ISSUER = "https://issuer.example"
 KEY, OTHER = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 JWKS = json.dumps({"keys": [{**ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True), "kid": "k"}]})
@@ -83,3 +83,30 @@ def test_tokens_say_who_asks_in_tunnels_and_in_plaintext(bed: Bed, client: str) 
         assert status(bed, client, "/public", token(OTHER)) == (401, b"Jwt verification fails")
         assert status(bed, client, "/public", token(exp=1)) == (401, b"Jwt is expired")
         assert len(server.peers) == served == 2
+
+
+def test_published_keys_are_fetched_by_the_controller_and_describe_says_if_they_are_not(bed: Bed) -> None:
+    answers = [b"HTTP/1.1 503 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"]
+
+    def keys(conn: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += conn.recv(65536)
+        conn.sendall(answers[-1])
+
+    def described() -> str:
+        command = ["meshctl", "describe", "requestauthentication", "tokens", "-n", "shop"]
+        done = bed.testbed.capture(bed.testbed.enter("controller", command), bed.testbed.environment(None))
+        return next((line for line in done.stdout.splitlines() if line.startswith("KeysFetched")), "")
+
+    where = Pods(bed.testbed, "controller")
+    published = RESOURCES.replace(f"jwks: '{JWKS}'", f"jwksUri: http://127.0.0.1:{KEYS_PORT}/keys")
+    with where.serve(keys, KEYS_PORT), bed["web"].serve(page, PORT), bed.resources(published):
+        eventually(lambda: "status 503" in described())
+        code, why = status(bed, "client", bearer=token())
+        assert (code, why.startswith(b"Jwks remote fetch is failed: ")) == (401, True)
+        body = JWKS.encode()
+        answers.append(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+        eventually(lambda: described().split() == ["KeysFetched:", "True"], 90)
+        eventually(lambda: status(bed, "client", bearer=token()) == (200, b"none"))
+        assert status(bed, "client", bearer=token(OTHER)) == (401, b"Jwt verification fails")

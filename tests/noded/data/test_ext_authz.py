@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mesh.model import Action, ExtAuthz, Operation, Policy, Rule
+from mesh.paths import Normalization
 from tests.noded.data.lab import Lab, Pod, server
 from tests.noded.data.test_http import Web, asked, logged, pair, service
 
@@ -134,6 +135,19 @@ async def test_what_is_not_http_is_closed_by_a_custom_policy(trio_of: tuple[Lab,
         except OSError:
             answer = b""
     assert (answer, web.heads) == (b"", [])
+
+
+async def test_paths_are_given_the_form_that_the_mesh_is_configured_for(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    made.policies = (Policy("admin", "shop", Action.DENY, (Rule((), (Operation(paths=("/admin/x",)),)),)),)
+    asking = [b"GET %b HTTP/1.1\r\nHost: web\r\n\r\n" % path for path in (b"/admin//x", b"/admin%2fx", b"/%61dmin/x")]
+    web = Web()
+    with server(pod, 8080, web):
+        for mode, refused in (("NONE", 0), ("BASE", 1), ("MERGE_SLASHES", 2), ("DECODE_AND_MERGE_SLASHES", 3)):
+            made.config = replace(made.config, path_normalization=Normalization(mode))
+            await made.publish()
+            assert (await asked(client, b"".join(asking))).count(b"HTTP/1.1 403 ") == refused
+    assert [head.split()[1] for head in web.heads[:3]] == [b"/admin//x", b"/admin%2fx", b"/%61dmin/x"]
 
 
 async def test_what_audit_policies_match_is_marked_in_the_log_and_passes(pair: tuple[Lab, Pod, Pod]) -> None:
