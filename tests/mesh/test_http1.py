@@ -501,3 +501,26 @@ def test_whether_a_head_is_on_its_way_is_known() -> None:
 def test_the_pinned_llhttp_refuses_what_we_leave_to_it(line: bytes) -> None:
     with pytest.raises(httptools.HttpParserError):
         httptools.HttpRequestParser(object()).feed_data(b"GET / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n")
+
+
+# -- one by one -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_a_stepwise_parser_reads_a_request_and_holds_the_rest(size: int) -> None:
+    seen = Recorder()
+    parser = RequestParser(seen, stepwise=True)
+    body = b"POST /b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
+    raw = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n" + body + b"GET /c HTTP/1.1\r\nHost: a\r\n\r\n"
+    for at in range(0, len(raw), size):
+        parser.feed(raw[at : at + size])
+    assert len(seen.messages) == 1
+    assert parser.waiting
+    parser.proceed()
+    assert [message.body for message in seen.messages] == [b"", b"abc"]
+    parser.proceed()
+    assert len(seen.messages) == 3
+    assert not parser.waiting
+    parser.proceed()
+    parser.feed(raw)
+    assert len(seen.messages) == 4
