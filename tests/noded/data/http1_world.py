@@ -7,14 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from mesh.balance import Host
+from mesh.circuit import Circuit
 from mesh.h2.connection import Budget as Windows
 from mesh.http1 import BadMessage, RequestParser
 from mesh.message import Headers, Request
 from mesh.paths import Normalization
 from mesh.retry import Budget
 from mesh.route import Limits
-from mesh.traffic import RetryBudget
+from mesh.traffic import CircuitBreaker, RetryBudget
 from noded.data.http.client import Http1Client
+from noded.data.http.connections import Connections
 from noded.data.http.outbound import OutboundExchange
 from noded.data.http.server import Http1Server, Responder
 from noded.data.http.transport import Reader
@@ -174,10 +176,10 @@ class Timer:
 class _Gauge:
     """Stands for a `Traffic`."""
 
-    connections = None
-
-    def __init__(self) -> None:
+    def __init__(self, circuit: Circuit, timers: Any) -> None:
         self.under_way = 0
+        self.circuit = circuit
+        self.connections = Connections(circuit, timers) if circuit.connections.most else None
 
     def admits(self, exchange: OutboundExchange) -> bool:
         return True
@@ -186,10 +188,18 @@ class _Gauge:
         return None
 
     def enter(self) -> bool:
+        if not self.circuit.requests.enter():
+            return False
         self.under_way += 1
         return True
 
     def leave(self, host: Host, ok: bool, now: float) -> None:
+        self.give_way()
+        if self.connections is not None:
+            self.connections.free()
+
+    def give_way(self) -> None:
+        self.circuit.requests.leave()
         self.under_way -= 1
         assert self.under_way >= 0
 
@@ -218,7 +228,7 @@ class Visit:
 class World:
     """Two clients' connections to a service with two endpoints. The proxy and destination of their exchanges."""
 
-    def __init__(self, limits: Limits, engine: Any = None) -> None:
+    def __init__(self, limits: Limits, engine: Any = None, breaker: CircuitBreaker | None = None) -> None:
         """With an `engine`, backends are spoken to in HTTP/2, and `connected` is the test's to override."""
         self._engine = engine
         self.arrived: list[tuple[bytes, Backend]] = []
@@ -228,7 +238,7 @@ class World:
         self.exchanges: list[OutboundExchange] = []
         self.hosts = [Host(f"10.0.0.{i}", 80, f"w{i}", local=False, added=0.0) for i in (1, 2)]
         self.timers = Timers()
-        self.gauge = _Gauge()
+        self.gauge = _Gauge(Circuit(breaker), self.timers)
         self._local: Any = SimpleNamespace(gone=False, uid="shop/client")
         self._upstreams: dict[str, Upstream] = {}
         self._limits = limits
@@ -276,6 +286,21 @@ class World:
             made.world = self
             found = self._upstreams[address] = made
         return found
+
+    def check_over(self) -> None:
+        """Nothing is under way any more: then nothing may be left over."""
+        assert len(self.over) == len(self.exchanges), "an exchange never ended"
+        assert sum(host.active for host in self.hosts) == self.gauge.under_way == 0
+        assert self.timers.set == []
+        for connection in self.connections:
+            assert connection._exchange is None
+            assert not connection.transport.held  # type: ignore[attr-defined]
+        circuit = self.gauge.circuit
+        assert circuit.requests.count == 0
+        assert circuit.pending.count == 0
+        if circuit.connections.most:
+            shared = sum(len(upstream.shared) for upstream in self._upstreams.values())
+            assert circuit.connections.count == len(self.connections) + shared
 
     @property
     def connections(self) -> list[Http1Client]:

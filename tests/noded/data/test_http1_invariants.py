@@ -12,7 +12,7 @@ import pytest
 from mesh.http1 import ResponseParser
 from mesh.message import Headers, Response
 from mesh.route import Limits
-from mesh.traffic import RetryPolicy
+from mesh.traffic import CircuitBreaker, RetryPolicy
 from tests.noded.data.http1_world import Backend, Visit, World
 
 _LIMITS = (
@@ -20,6 +20,7 @@ _LIMITS = (
     Limits(retries=RetryPolicy(attempts=2, codes=(503,))),
     Limits(timeout=10, try_timeout=1, retries=RetryPolicy(attempts=3, codes=(500, 503))),
 )
+_BREAKERS = (None, CircuitBreaker(max_connections=1), CircuitBreaker(2, max_pending=1, max_requests=2))
 _EVIL = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
 
 
@@ -82,7 +83,7 @@ class Story:
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.pick = self.random.choice
-        self.world = World(self.pick(_LIMITS))
+        self.world = World(self.pick(_LIMITS), breaker=self.pick(_BREAKERS))
         self.guests = [Guest(visit, b"/%d-" % number) for number, visit in enumerate(self.world.visits)]
         self.partial: dict[Backend, bytes] = {}
 
@@ -313,13 +314,7 @@ class Story:
         world = self.world
         self.settle()
         self.check()
-        assert sum(host.active for host in world.hosts) == world.gauge.under_way
-        assert len(world.over) == len(world.exchanges), "an exchange never ended"
-        assert world.gauge.under_way == 0
-        assert world.timers.set == []
-        for connection in world.connections:
-            assert connection._exchange is None
-            assert not connection.transport.held  # type: ignore[attr-defined]
+        world.check_over()
         for guest in self.guests:
             client, visit = guest.client, guest.visit
             assert len(visit.ended) <= 1

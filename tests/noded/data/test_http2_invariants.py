@@ -15,11 +15,12 @@ from mesh.h2.headers import Fields
 from mesh.h2.messages import read_request, read_response, write_request, write_response
 from mesh.message import Request, Response
 from mesh.route import Limits
-from mesh.traffic import RetryPolicy
+from mesh.traffic import CircuitBreaker, RetryPolicy
 from noded.data.engine import Flushable
 from noded.data.http.server2 import Http2Server
 from tests.noded.data.http1_world import Backend, Wire, World
 
+_BREAKERS = (None, CircuitBreaker(max_connections=1), CircuitBreaker(2, max_pending=5, max_requests=8))
 _LIMITS = (Limits(), Limits(timeout=10, try_timeout=1, retries=RetryPolicy(attempts=2, codes=(503,))))
 
 
@@ -171,8 +172,8 @@ class Backend2:
 class World2(World):
     """Whose backends speak HTTP/2."""
 
-    def __init__(self, limits: Limits, engine: Engine) -> None:
-        super().__init__(limits, engine)
+    def __init__(self, limits: Limits, engine: Engine, breaker: CircuitBreaker | None) -> None:
+        super().__init__(limits, engine, breaker)
         self.backends2: list[Backend2] = []
 
     def connected(self, wire: Wire, address: str) -> None:
@@ -185,12 +186,12 @@ class Story:
         self.pick = self.random.choice
         self.engine = Engine()
         self.backends2: list[Backend2] = []
-        limits = self.pick(_LIMITS)
+        limits, breaker = self.pick(_LIMITS), self.pick(_BREAKERS)
         if http2:
-            self.world: World = World2(limits, self.engine)
+            self.world: World = World2(limits, self.engine, breaker)
             self.backends2 = self.world.backends2
         else:
-            self.world = World(limits)
+            self.world = World(limits, breaker=breaker)
         self.ended: list[tuple[str, str]] = []
         self.server = Http2Server(
             self.engine,  # type: ignore[arg-type]
@@ -399,12 +400,7 @@ class Story:
         bodies = {ask.path: ask.body for ask in self.asks}
         for path, body in world.complete:
             assert body == bodies[path]
-        assert len(world.over) == len(world.exchanges), "an exchange never ended"
-        assert sum(host.active for host in world.hosts) == world.gauge.under_way == 0
-        assert world.timers.set == []
-        for connection in world.connections:
-            assert connection._exchange is None
-            assert not connection.transport.held  # type: ignore[attr-defined]
+        world.check_over()
         assert len(self.ended) <= 1
         assert not self.server.connection.streams
         if not self.gone and not self.ended:
