@@ -25,10 +25,10 @@ def applies(policy: Policy | PeerAuth, namespace: str, labels: dict[str, str], r
 
 
 def allowed(policies: Iterable[Policy], mode: MtlsMode, peer: Peer) -> bool:
-    """The five steps of the reference, with no CUSTOM, after what PeerAuthentication asks for."""
+    """The five steps of the reference, after what PeerAuthentication asks for; nobody can be asked about connections."""
     if mode is MtlsMode.STRICT and peer.identity is None:
         return False
-    deny = [policy for policy in policies if policy.action is Action.DENY]
+    deny = [policy for policy in policies if policy.action in (Action.CUSTOM, Action.DENY)]
     allow = [policy for policy in policies if policy.action is Action.ALLOW]
     if any(policy_matches(policy, peer) for policy in deny):
         return False
