@@ -59,7 +59,6 @@ class Exchange:
         "timer",
         "trailers",
         "verdict",
-        "waiting",
     )
 
     def __init__(self, session: Session, responder: Responder, request: Request) -> None:
@@ -84,8 +83,6 @@ class Exchange:
         self.started = time.monotonic()
         self.answered_at = 0.0
         self.timer: Timer | None = None
-        self.waiting = False
-        """The client is held since there is no call yet and enough is kept."""
 
     def begin(self) -> None:
         """Decide what becomes of the request."""
@@ -106,7 +103,6 @@ class Exchange:
             if self.kept_size <= MAX_KEPT or self.call is None:
                 self.kept.append(data)
                 if self.call is None and self.kept_size > MAX_KEPT:
-                    self.waiting = True
                     self.responder.hold()
             else:
                 self.kept = None
@@ -146,8 +142,7 @@ class Exchange:
             self.kept = None
         if self.request_ended:
             call.end(self.trailers)
-        elif self.waiting:
-            self.waiting = False
+        elif self.kept_size and not call.full:  # held for want of a call, or for the sake of the one before
             self.responder.release()
 
     def on_call_room(self) -> None:

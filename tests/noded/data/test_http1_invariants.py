@@ -324,6 +324,22 @@ class Story:
                 assert not visit.wire.held
 
 
+def test_a_client_that_was_stopped_for_one_try_goes_on_with_the_next() -> None:
+    world = World(_LIMITS[1])
+    wire = world.visits[0].wire
+    wire.feed(b"PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 6\r\n\r\nabc")
+    world.backends[0].wire.full = True
+    wire.feed(b"d")
+    assert wire.held
+    world.backends[0].wire.lose()
+    world.timers.set[0].fire()
+    wire.feed(b"ef")
+    world.backends[1].wire.established = True
+    world.backends[1].wire.flush()
+    world.backends[1].read()
+    assert world.complete == [(b"/", b"abcdef")]
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_exchanges_end_once_and_answers_are_their_own(part: int) -> None:
     for seed in range(part * 250, part * 250 + 250):
