@@ -25,7 +25,7 @@ def applies(policy: Policy | PeerAuth, namespace: str, labels: dict[str, str], r
 
 
 def allowed(policies: Iterable[Policy], mode: MtlsMode, peer: Peer) -> bool:
-    """The five steps of the reference, after what PeerAuthentication asks for; nobody can be asked about connections."""
+    """The five steps of the reference, after what PeerAuthentication asks for. CUSTOM: nobody can be asked here."""
     if mode is MtlsMode.STRICT and peer.identity is None:
         return False
     deny = [policy for policy in policies if policy.action in (Action.CUSTOM, Action.DENY)]
