@@ -31,9 +31,10 @@ _LISTS = ("scope", "permission")
 class BadToken(Exception):
     """A token that is not to be believed."""
 
-    def __init__(self, reason: str, status: int = 401) -> None:
+    def __init__(self, reason: str, status: int = 401, detail: str = "") -> None:
+        """`detail` is for our log only: who sent the token is not told."""
         super().__init__(reason)
-        self.reason, self.status = reason, status
+        self.reason, self.status, self.detail = reason, status, detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ class Worker:
             _close(fds)
             self._note(message)
             self._heard(self, message)
+            await trio.lowlevel.checkpoint()  # many may have come at once, and some (tokens to check) cost 0.1 ms
 
     def _note(self, message: object) -> None:
         match message:

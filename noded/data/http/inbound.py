@@ -147,7 +147,8 @@ class InboundExchange(Exchange):
         if isinstance(claims, Refusal):
             self.session.flow.refused()
             headers = [(b"www-authenticate", claims.challenge)] if claims.challenge else None
-            self.reply(claims.status, "-", claims.reason, headers)
+            reason = f"{claims.reason}: {claims.detail}" if claims.detail else claims.reason
+            self.reply(claims.status, "-", reason, headers, text=claims.reason)
             return
         self.claims = claims
         self._authorize()

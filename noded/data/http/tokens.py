@@ -38,6 +38,9 @@ class Refusal:
 
     status: int
     reason: str
+    """For the client."""
+    detail: str
+    """For the log, beside it."""
     challenge: bytes = b""
     """For WWW-Authenticate, with status 401."""
 
@@ -101,7 +104,7 @@ class Tokens:
             read = jwt.read(token)
             read.check(rule.issuer, rule.audiences, now)
             if not rule.key_set:
-                raise jwt.BadToken(f"Jwks remote fetch is failed: {rule.problem}")
+                raise jwt.BadToken("Jwks remote fetch is failed", detail=rule.problem)
             if len(self._asked) >= _MAX_ASKED:
                 raise jwt.BadToken("too many tokens are being checked", 503)
         except jwt.BadToken as error:
@@ -201,8 +204,8 @@ class _Authentication:
 
     def _refusal(self, error: jwt.BadToken) -> Refusal:
         if error.status != 401:
-            return Refusal(error.status, error.reason)
+            return Refusal(error.status, error.reason, error.detail)
         request = self._request
         realm = b"http://" + request.authority + request.path.partition(b"?")[0]
         quoted = realm.replace(b"\\", b"%5C").replace(b'"', b"%22")
-        return Refusal(401, error.reason, b'Bearer realm="%b", error="invalid_token"' % quoted)
+        return Refusal(401, error.reason, error.detail, b'Bearer realm="%b", error="invalid_token"' % quoted)

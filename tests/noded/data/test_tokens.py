@@ -186,7 +186,8 @@ async def test_without_an_issuers_keys_its_tokens_are_refused(pair: tuple[Lab, P
     with server(pod, 8080, web):
         answer = await asked(client, get(bearer(token())))
     assert answer.startswith(b"HTTP/1.1 401 ")
-    assert answer.endswith(b"Jwks remote fetch is failed: no answer\n")
+    assert answer.endswith(b"\r\n\r\nJwks remote fetch is failed\n")
+    assert (await logged(pod))[-1]["reason"] == "Jwks remote fetch is failed: no answer"
     assert web.heads == []
 
 
