@@ -283,7 +283,7 @@ async def test_a_connection_that_is_not_http_is_reset_by_a_fault(pair: tuple[Lab
     with server(pod, 8080, echo) as seen:
 
         def talk() -> None:
-            with client.connect(VIP, 80) as sock, pytest.raises(ConnectionResetError):
+            with pytest.raises(ConnectionResetError), client.connect(VIP, 80) as sock:
                 read_all(sock)
 
         await trio.to_thread.run_sync(talk)
