@@ -33,8 +33,8 @@ def allowed(labels: dict[str, str], peer: Peer, *policies: Any, peer_auths: tupl
 @pytest.mark.parametrize(
     "spec",
     [
-        {**SELECTOR, "action": "CUSTOM", "provider": {"name": "oauth"}, "rules": [{}]},
-        {**SELECTOR, "action": "AUDIT", "rules": [{}]},
+        {**SELECTOR, "action": "CUSTOM", "rules": [{}]},
+        {**SELECTOR, "action": "AUDIT"},
         {**SELECTOR, **ALLOW_ALL, "targetRefs": [{"kind": "Service", "name": "web"}]},
         {**SELECTOR, **ALLOW_ALL, "rules": [{"form": []}]},
         {**SELECTOR, "action": "DENNY"},
