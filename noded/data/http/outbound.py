@@ -257,6 +257,10 @@ class OutboundExchange(Exchange):
             self._over(False)
             self.reply(503, flags, reason)
             return
+        if flags == "RBAC":  # an answer: another try would be denied, too, and the endpoint is not to blame
+            self._over(True)
+            self.reply(403, flags, reason, text="RBAC: access denied")
+            return
         outcome = Outcome.NO_ANSWER if call.established else Outcome.NEVER_SENT
         if call.carried > 1 and self.limits.retries is None:
             self.limits = _STALE

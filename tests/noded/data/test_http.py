@@ -24,6 +24,7 @@ from mesh.traffic import (
     HeaderEdit,
     LoadBalancing,
     Mirror,
+    OutlierDetection,
     Parent,
     PathEdit,
     Redirect,
@@ -518,3 +519,25 @@ async def test_a_request_waits_for_an_endpoint_that_is_not_known_yet(pair: tuple
             await made.publish()
     assert answers[0].startswith(b"HTTP/1.1 200 ")
     assert (await logged(client))[0]["security"] == "mutual_tls"
+
+
+async def test_a_denial_by_the_destination_is_403_and_neither_tried_again_nor_held_against_it(
+    pair: tuple[Lab, Pod, Pod],
+) -> None:
+    made, client, pod = pair
+    made.policies = (Policy("nobody", "shop", Action.ALLOW, ()),)
+    made.routes = (route(RouteRule(retry=Retry(3, (403, 503), 0.001))),)
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", outlier_detection=OutlierDetection(1)),)
+    await made.publish()
+    with server(pod, 8080, Web()):
+        answer = await asked(client, GET)
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert answer.endswith(b"RBAC: access denied\n")
+        made.policies = ()
+        await made.publish()
+        assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
+        with trio.fail_after(20):
+            while not pod.access_log():
+                await trio.sleep(0.05)
+    assert [line["response_flags"] for line in await logged(client, 2)] == ["RBAC", "-"]
+    assert [line["flags"] for line in pod.access_log()] == ["RBAC"]  # the second's connection is kept
