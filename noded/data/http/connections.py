@@ -69,4 +69,5 @@ class Connections:
             self._circuit.pending.leave()
             if not exchange.done:
                 exchange.try_again()
-                return
+                if not exchange.done or self._circuit.requests.count:
+                    return  # else it was answered at once, and nobody is left who would wake the next

@@ -326,4 +326,4 @@ class World:
 
     def pick(self, now: float, hash_key: bytes | None, tried: Collection[Host]) -> Host | None:
         left = [host for host in self.hosts if host not in tried] or self.hosts
-        return min(left, key=lambda host: host.active)
+        return min(left, key=lambda host: host.active, default=None)

@@ -340,6 +340,22 @@ def test_a_client_that_was_stopped_for_one_try_goes_on_with_the_next() -> None:
     assert world.complete == [(b"/", b"abcdef")]
 
 
+def test_requests_that_wait_for_a_connection_are_answered_when_there_is_no_endpoint_any_more() -> None:
+    world = World(_LIMITS[0], breaker=_BREAKERS[1])
+    world.visits += (Visit(world), Visit(world))
+    for visit in world.visits:
+        visit.wire.feed(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+    assert len(world.backends) == 1
+    world.hosts.clear()
+    world.backends[0].wire.lose()
+    while world.timers.set:
+        world.timers.set[0].fire()
+    for visit in world.visits:
+        visit.wire.flush()
+        assert visit.wire.delivered.startswith(b"HTTP/1.1 503 ")
+    assert len(world.over) == 4
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_exchanges_end_once_and_answers_are_their_own(part: int) -> None:
     for seed in range(part * 250, part * 250 + 250):
