@@ -363,7 +363,7 @@ def test_a_node_that_is_away_stands_in_the_way_unless_forced(
 
 def test_uninstall_may_keep_the_resources(meshctl: Meshctl, cluster: FakeCluster, installed: None) -> None:
     assert meshctl("uninstall", "--yes", "--keep-resources").status == 0
-    assert len(cluster.objects["apis/apiextensions.k8s.io/v1/customresourcedefinitions"]) == 4
+    assert len(cluster.objects["apis/apiextensions.k8s.io/v1/customresourcedefinitions"]) == 5
 
 
 # Check
