@@ -17,7 +17,8 @@ from mesh.model import Action, JwtRule, Operation, Policy, RequestAuth, Rule, So
 from noded.control.token_keys import TokenKeys
 from noded.link import CheckToken, TokenChecked
 from tests.noded.data.lab import Lab, Pod, server
-from tests.noded.data.test_http import Web, asked, logged, pair
+from tests.noded.data.test_http import VIP, Web, asked, logged, pair
+from tests.noded.data.test_http2 import run
 
 __all__ = ["pair"]
 pytestmark = pytest.mark.root
@@ -202,3 +203,14 @@ async def test_an_audience_that_is_not_allowed_is_403(pair: tuple[Lab, Pod, Pod]
             assert answer.startswith(b"HTTP/1.1 403 ")
             assert (await asked(client, get(bearer(token(aud="shop.example"))))).startswith(b"HTTP/1.1 200 ")
     assert len(web.heads) == 1
+
+
+async def test_a_grpc_client_is_told_that_it_is_unauthenticated(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, _pod = pair
+    made.request_auths = (auth(),)
+    await made.publish()
+    headers = "content-type: application/grpc", "authorization: Bearer a.b.c", "te: trailers"
+    asking = ["curl", "-s", "--http2-prior-knowledge", "-i", "-m", "20", "-X", "POST", f"http://{VIP}/s/m"]
+    answer = await run(client, *asking, *(word for header in headers for word in ("-H", header)))
+    assert "grpc-status: 16" in answer
+    assert "grpc-message: Jwt header is an invalid Base64url encoded" in answer
