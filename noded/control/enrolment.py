@@ -340,7 +340,10 @@ class Enrolments:
                 _log.error("capture not removed", extra={"uid": local.uid, "error": str(error)})
 
     async def capture(self, *, verify: bool) -> list[dict[str, Any]]:
-        """For `GET /capture`; with `verify`, what the kernel has is compared with what it should have."""
+        """For `GET /capture`; with `verify`, what the kernel has is compared with what it should have.
+
+        A workload that is leaving captures no new connections: that is no drift.
+        """
         rows = []
         for local in self:
             drift: list[str] = []
@@ -351,7 +354,14 @@ class Enrolments:
                     drift = await self._namespaces.verify(local.netns, local.record.mark)
             except Failure as error:
                 drift = [str(error)]
-            rows.append({"uid": local.uid, "installed": local.state is State.READY, "drift": drift, "rules": rules})
+            if self._locals.get(local.uid) is not local:  # it left in the meantime
+                continue
+            if local.state is State.DRAINING:
+                drift = []
+            installed = local.state is State.READY
+            rows.append(
+                {"uid": local.uid, "state": local.state.value, "installed": installed, "drift": drift, "rules": rules}
+            )
         return rows
 
     @asynccontextmanager

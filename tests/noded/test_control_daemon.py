@@ -147,6 +147,10 @@ async def test_a_workload_that_leaves_takes_tunnels_until_the_others_know(
             await withdrawn.wait()
             assert [step for step, _ in mesh.namespaces.log] == ["apply", "undo_syn"]
             assert [(t["worker"], t["workload"]) for t in await mesh.told()] == [(0, "shop/web"), (1, "shop/web")]
+            mesh.namespaces.broken = True
+            (row,) = (await mesh.get("/capture?verify=1"))["items"]
+            assert (row["state"], row["installed"], row["drift"]) == ("draining", False, []), "it was taken for drift"
+            mesh.namespaces.broken = False
             release.set()
             await mesh.until("/workloads", lambda answer: answer["items"] == [])
             assert await mesh.told() == []

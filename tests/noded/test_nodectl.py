@@ -221,6 +221,11 @@ def test_capture_verify_exits_1_upon_drift_and_shows_it(nodectl: Nodectl, output
     assert "missing: mangle PREROUTING" in result.out
 
 
+def test_capture_verify_has_nothing_against_a_workload_that_leaves(nodectl: Nodectl) -> None:
+    nodectl.answers(GET_capture={"items": [{**CAPTURED, "installed": False, "state": "draining"}]})
+    assert nodectl("capture", "--verify").status == 0
+
+
 def test_capture_verify_exits_1_when_nothing_is_installed(nodectl: Nodectl) -> None:
     nodectl.answers(GET_capture={"items": [{**CAPTURED, "installed": False}]})
     assert nodectl("capture", "--verify").status == 1
