@@ -104,7 +104,7 @@ async def serve(
     listener.setblocking(False)
     try:
         await worker_serve(
-            wrap_app(application, config.wsgi_max_body_size, None),  # type: ignore[arg-type]
+            wrap_app(application, config.wsgi_max_body_size, None),  # type: ignore[arg-type]  # its ASGI types are not starlette's
             config,
             sockets=Sockets([], [listener], []),
             task_status=task_status,

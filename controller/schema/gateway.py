@@ -269,7 +269,7 @@ def _filter_type(value: object) -> object:
 class _Filter(Strict):
     @model_validator(mode="after")
     def _whole(self) -> _Filter:
-        kind = self.type  # type: ignore[attr-defined]
+        kind = self.type  # type: ignore[attr-defined]  # each kind of filter has one, of its own literals
         for name, field in _FILTERS.items():
             stated = getattr(self, field, None) is not None
             alias = field_name(type(self), field)

@@ -30,7 +30,7 @@ def share(value: int | str | None, default: int = WHOLE) -> int:
         return default
     if isinstance(value, int):
         return value * 100
-    whole, fraction = _SHARE.match(value).groups()  # type: ignore[union-attr]
+    whole, fraction = _SHARE.match(value).groups()  # type: ignore[union-attr]  # checked when it was read
     return int(whole) * 100 + int((fraction or "").ljust(2, "0"))
 
 

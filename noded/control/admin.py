@@ -124,7 +124,7 @@ async def _serve(application: Starlette, sock: socket.socket) -> None:
     config.errorlog = logging.getLogger("hypercorn.error")
     config.graceful_timeout = 1.0
     config.include_server_header = False
-    await serve(application, config)  # type: ignore[arg-type]
+    await serve(application, config)  # type: ignore[arg-type]  # hypercorn's ASGI types are not starlette's
 
 
 def _answering(parts: Parts, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:

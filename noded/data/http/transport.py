@@ -14,7 +14,6 @@ from noded.data.engine import Engine
 DENIED = "denied by the destination's policy"
 """Why a tunnel's peer let no connection through."""
 HIGH, LOW = 131_072, 32_768
-_WRITE = 65_536
 
 
 class Reader(Protocol):
