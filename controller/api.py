@@ -75,6 +75,7 @@ class Api:
             ("GET", "/v1/services", self._services),
             ("GET", "/v1/edges", self._edges),
             ("GET", "/v1/requests", self._requests),
+            ("GET", "/v1/config", self._config),
             ("GET", "/v1/policy-check", self._policy_check),
             ("POST", "/v1/tokens", self._make_token),
             ("GET", "/v1/tokens", self._tokens),
@@ -241,6 +242,18 @@ class Api:
 
     async def _requests(self, _request: Request) -> Any:
         return self.telemetry.requests.rows()
+
+    async def _config(self, _request: Request) -> Any:
+        config = self.publisher.config
+        # Not all of a provider: the headers that are added to its questions may be secrets.
+        providers = [{"name": each.name, "service": each.service, "port": each.port} for each in config.providers]
+        return {
+            "trust_domain": config.trust_domain,
+            "cluster": config.cluster,
+            "root_namespace": config.root_namespace,
+            "path_normalization": config.path_normalization.value,
+            "providers": providers,
+        }
 
     async def _policy_check(self, request: Request) -> Any:
         given = request.query_params

@@ -114,9 +114,11 @@ def _live(client: Client) -> tuple[Iterable[Found], Inventory]:
         found = [Found(value) for path in _COLLECTIONS for value in client.cluster.items(path)]
         known = Inventory(complete=True)
         try:
-            return found, replace(known, trust_domain=_trust_domain(client), plaintext=_plaintext(client))
+            return found, _told(client, known)
         except Failure as failure:
-            click.echo(f"who connects in plaintext, and the trust domain, are not known: {failure.message}", err=True)
+            click.echo(
+                f"the mesh's settings, and who connects in plaintext, are not known: {failure.message}", err=True
+            )
             return found, known
     stored = [row for kind in PLURALS.values() for row in client.get(f"/v1/resources/{kind}")["items"]]
     declared = {(r["metadata"]["namespace"], r["metadata"]["name"]) for r in stored if r["kind"] == "Workload"}
@@ -125,12 +127,14 @@ def _live(client: Client) -> tuple[Iterable[Found], Inventory]:
         for row in client.get("/v1/workloads")["items"]
         if (row.get("namespace"), row.get("name")) not in declared
     ]
-    known = Inventory(trust_domain=_trust_domain(client), plaintext=_plaintext(client), complete=True)
-    return [Found(value) for value in (*stored, *enrolled)], known
+    return [Found(value) for value in (*stored, *enrolled)], _told(client, Inventory(complete=True))
 
 
-def _trust_domain(client: Client) -> str | None:
-    return client.get("/v1/ca").get("trust_domain") or None
+def _told(client: Client, known: Inventory) -> Inventory:
+    """With what only the controller knows."""
+    config = client.get("/v1/config")
+    providers = {each["name"]: (each["service"], each["port"]) for each in config["providers"]}
+    return replace(known, trust_domain=config["trust_domain"], providers=providers, plaintext=_plaintext(client))
 
 
 def _enrolled(row: Row) -> dict[str, Any]:

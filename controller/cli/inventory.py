@@ -92,6 +92,7 @@ class Objects:
             services=services,
             policies=policies.policies,
             peer_auths=policies.peer_auths,
+            request_auths=policies.request_auths,
             routes=route_uses(traffic, services, complete=known.complete),
             traffic=traffic_policies(traffic),
             namespaces=namespaces or None,
@@ -99,6 +100,10 @@ class Objects:
             trust_domain=known.trust_domain,
             root_namespace=known.root_namespace,
             plaintext=known.plaintext,
+            key_problems={
+                f"{f.ref.namespace}/{f.ref.name}": _key_problem(f) for f in self._of("RequestAuthentication")
+            },
+            providers=known.providers,
             complete=known.complete,
         )
 
@@ -148,6 +153,13 @@ def _created(found: Found) -> int:
 def _labels(value: Mapping[str, Any], at: str, name: str = "labels") -> dict[str, str]:
     labels = dig(value, f"{at}.{name}")
     return {str(k): str(v) for k, v in labels.items()} if isinstance(labels, Mapping) else {}
+
+
+def _key_problem(found: Found) -> str:
+    """What the controller said of the keys it fetches; a file says nothing."""
+    conditions = _list(dig(found.value, "status.conditions")) if found.document is None else []
+    failed = (c for c in conditions if c.get("type") == "KeysFetched" and c.get("status") == "False")
+    return next((str(c.get("message") or "the keys were not fetched") for c in failed), "")
 
 
 def _list(value: Any) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from mesh.analyze.finding import CODES, Finding, Path, Ref, Severity
 from mesh.analyze.inventory import MODE_LABEL, Inventory, ParentUse, Pods, Port, RouteUse, ServiceUse
 from mesh.analyze.peer_authentications import peer_authentications
 from mesh.analyze.policies import authorization_policies
+from mesh.analyze.request_authentications import providers, request_authentications
 from mesh.analyze.routes import routes
 from mesh.analyze.services import services
 from mesh.analyze.traffic_policies import traffic_policies
@@ -36,6 +37,8 @@ def analyze(inventory: Inventory) -> list[Finding]:
     """All that is wrong with it, by object and place."""
     findings = [
         *authorization_policies(inventory),
+        *providers(inventory),
+        *request_authentications(inventory),
         *peer_authentications(inventory),
         *services(inventory),
         *enrolment(inventory),

@@ -65,6 +65,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "NM0107": (_W, "DENY rule that needs HTTP, at TCP ports"),
     "NM0108": (_W, "no such service account"),
     "NM0109": (_W, "a service's port where a target port is meant"),
+    "NM0110": (_E, "CUSTOM with a provider that is not there"),
+    "NM0111": (_E, "a provider that is an absent service"),
     "NM0201": (_W, "the PeerAuthentication's selector matches no workload"),
     "NM0202": (_E, "port modes without a selector"),
     "NM0203": (_W, "STRICT, but used from outside the mesh"),
@@ -88,5 +90,8 @@ CODES: dict[str, tuple[Severity, str]] = {
     "NM0601": (_E, "traffic policy for an absent service"),
     "NM0602": (_W, "an older traffic policy holds"),
     "NM0603": (_W, "settings for requests on TCP ports"),
+    "NM0701": (_W, "the RequestAuthentication's selector matches no workload"),
+    "NM0702": (_E, "no key to check tokens with"),
+    "NM0703": (_W, "an issuer's keys could not be fetched"),
 }
 """Severity and title of every code. A code is never given another meaning, nor a retired one used again."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mesh.analyze.finding import Ref
-from mesh.model import PeerAuth, Policy
+from mesh.model import PeerAuth, Policy, RequestAuth
 from mesh.traffic import Parent, Route, TrafficPolicy
 
 MODE_LABEL = "nodemesh.dev/mode"
@@ -82,6 +82,7 @@ class Inventory:
     services: tuple[ServiceUse, ...] = ()
     policies: tuple[Policy, ...] = ()
     peer_auths: tuple[PeerAuth, ...] = ()
+    request_auths: tuple[RequestAuth, ...] = ()
     routes: tuple[RouteUse, ...] = ()
     traffic: tuple[TrafficPolicy, ...] = ()
     namespaces: Mapping[str, Mapping[str, str]] | None = None
@@ -93,6 +94,10 @@ class Inventory:
     root_namespace: str = "nodemesh-system"
     plaintext: Mapping[str, str] = field(default_factory=dict)
     """Who was seen connecting in plaintext, by the uid (`namespace/name`) of the workload connected to."""
+    key_problems: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with fetching issuers' keys, by `namespace/name` of the `RequestAuthentication`."""
+    providers: Mapping[str, tuple[str, int]] | None = None
+    """Whom CUSTOM policies can ask: service (`namespace/name`) and port by name; None where nobody knows."""
     complete: bool = False
     """The pods and services are all that there are; else only those of namespaces that have any are looked at."""
 

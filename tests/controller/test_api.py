@@ -166,6 +166,11 @@ async def test_a_bad_request_for_a_token_is_refused(api: httpx.AsyncClient, body
     assert (await api.post("/v1/tokens", json=body)).status_code == 400
 
 
+async def test_what_holds_for_the_whole_mesh_is_told(api: httpx.AsyncClient) -> None:
+    config = (await api.get("/v1/config")).json()
+    assert (config["trust_domain"], config["path_normalization"], config["providers"]) == ("cluster.local", "BASE", [])
+
+
 async def test_policy_check_answers_for_each_endpoint(api: httpx.AsyncClient) -> None:
     await api.post("/v1/apply", json=files())
     ask = {"from": "shop/client", "to": "shop/web:80"}

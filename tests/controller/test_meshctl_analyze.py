@@ -63,7 +63,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
         "GET /v1/resources/trafficpolicies": {"items": []},
         "GET /v1/workloads": {"items": [ENROLLED]},
         "GET /v1/edges": {"items": []},
-        "GET /v1/ca": {"trust_domain": "cluster.local"},
+        "GET /v1/config": {"trust_domain": "cluster.local", "providers": []},
     }
     with serving(tmp_path / "controller.sock", answers) as found:
         yield found
@@ -246,3 +246,56 @@ def test_with_live_a_grant_is_missed_and_a_service_elsewhere(meshctl: Meshctl, a
     (file,) = written(tmp_path, routes=text)
     codes = {row["code"] for row in json.loads(meshctl("analyze", file, "--live", "-o", "json").out)["items"]}
     assert {"NM0501", "NM0502"} <= codes
+
+
+TOKENS = """\
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: ra, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  jwtRules:
+  - issuer: https://issuer
+    jwks: '{"keys":[{"kty":"EC","kid":"a","crv":"P-256","x":"AA","y":"AA"}]}'
+"""
+ASKING = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: custom, namespace: shop}
+spec:
+  action: CUSTOM
+  provider: {name: opa}
+  rules: [{}]
+"""
+
+
+def test_keys_that_cannot_be_used_are_pointed_at_in_the_file(meshctl: Meshctl, tmp_path: Path) -> None:
+    (file,) = written(tmp_path, tokens=TOKENS)
+    out = meshctl("analyze", file).out
+    assert f"{file}:8:5: error NM0702: RequestAuthentication shop/ra: spec.jwtRules[0].jwks: " in out
+    assert "key 'a'" in out
+
+
+def test_live_knows_whom_custom_policies_can_ask_and_which_keys_were_fetched(
+    meshctl: Meshctl, api: Api, tmp_path: Path
+) -> None:
+    (file,) = written(tmp_path, policy=ASKING)
+    assert meshctl("analyze", file).out == ""
+    assert f"{file}:6:14: error NM0110: AuthorizationPolicy shop/custom" in meshctl("analyze", file, "--live").out
+    opa = {"name": "opa", "service": "shop/opa", "port": 9000}
+    api.answers["GET /v1/config"] = {"trust_domain": "cluster.local", "providers": [opa]}
+    assert "error NM0111" in meshctl("analyze", file, "--live").out
+    service = {"kind": "Service", "metadata": {"name": "opa", "namespace": "shop"}, "spec": {"ports": [{"port": 9000}]}}
+    api.answers["GET /v1/resources/services"] = {"items": [service]}
+    assert meshctl("analyze", file, "--live").out == ""
+    condition = {"type": "KeysFetched", "status": "False", "message": "no answer"}
+    auth = {
+        "kind": "RequestAuthentication",
+        "metadata": {"name": "ra", "namespace": "shop"},
+        "spec": {"jwtRules": [{"issuer": "https://issuer"}]},
+        "status": {"conditions": [condition]},
+    }
+    api.answers["GET /v1/resources/requestauthentications"] = {"items": [auth]}
+    result = meshctl("analyze", "--live")
+    assert "warning NM0703: RequestAuthentication shop/ra: spec.jwtRules: no answer" in result.out
+    assert result.status == 0

@@ -89,6 +89,7 @@ NODES = [
 WELL = {
     "GET /v1/nodes": {"items": NODES},
     "GET /v1/ca": {"trust_domain": "cluster.local", "roots": [{"not_after": 4e9}]},
+    "GET /v1/config": {"trust_domain": "cluster.local", "providers": []},
     "GET /v1/edges": {"items": []},
     "nodectl status -o json": (0, json.dumps(STATUS).encode(), b""),
 }

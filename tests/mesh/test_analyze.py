@@ -23,7 +23,7 @@ from mesh.analyze import (
 )
 from mesh.authz.matching import Facts, compile_rule
 from mesh.cidr import parse_address
-from mesh.model import Action, Condition, MtlsMode, Operation, PeerAuth, Policy, Rule, Source
+from mesh.model import Action, Condition, JwtRule, MtlsMode, Operation, PeerAuth, Policy, RequestAuth, Rule, Source
 from mesh.traffic import (
     Backend,
     Compare,
@@ -80,6 +80,21 @@ def to(*backends: Backend, path: str = "/", compare: Compare = Compare.PREFIX, *
 
 def traffic(name: str = "t", service_name: str = "web", **more: Any) -> TrafficPolicy:
     return TrafficPolicy(name, "shop", f"shop/{service_name}", **more)
+
+
+GOOD_KEY = """{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"""
+"""Of RFC 8037, A.2."""
+BROKEN = '{"keys":[{"kty":"EC","kid":"a","crv":"P-256","x":"AA","y":"AA"}]}'
+
+
+def tokens(jwks: str = "", app: str = "web", namespace: str = "shop") -> RequestAuth:
+    return RequestAuth("ra", namespace, (JwtRule("https://issuer", jwks),), {"app": app})
+
+
+def asking(provider: str, **providers: tuple[str, int]) -> Inventory:
+    """A CUSTOM policy, and whom the controller's configuration has."""
+    custom = replace(policy(rule(), action=Action.CUSTOM), provider=provider)
+    return replace(WORLD, policies=(custom,), providers=providers)
 
 
 WORLD = Inventory(
@@ -142,6 +157,10 @@ CASES: list[tuple[str, Inventory]] = [
     ("NM0108", with_rule(rule(Source(principals=("cluster.local/ns/shop/sa/clinet",))))),
     ("NM0108", with_rule(rule(Source(service_accounts=("shop/clinet",))))),
     ("NM0109", with_rule(rule(None, Operation(ports=(80,))))),
+    ("NM0110", asking("opa")),
+    ("NM0110", asking("opa", oauth=("shop/web", 80))),
+    ("NM0111", asking("opa", opa=("shop/opa", 80))),
+    ("NM0111", asking("opa", opa=("shop/web", 81))),
     ("NM0201", replace(WORLD, peer_auths=(peer_auth(selector={"app": "wbe"}),))),
     ("NM0202", replace(WORLD, peer_auths=(peer_auth(port_modes={8080: STRICT}),))),
     ("NM0203", replace(WORLD, services=(service(exposed="type NodePort"),), peer_auths=(peer_auth(),))),
@@ -173,6 +192,11 @@ CASES: list[tuple[str, Inventory]] = [
     ("NM0601", replace(WORLD, traffic=(traffic(service_name="wbe"),))),
     ("NM0602", replace(WORLD, traffic=(traffic("a", created=1), traffic("b", created=2)))),
     ("NM0603", replace(with_routes(protocol="tcp"), traffic=(traffic(retries=RetryPolicy()),))),
+    ("NM0103", replace(WORLD, request_auths=(tokens(namespace="gone"),))),
+    ("NM0701", replace(WORLD, request_auths=(tokens(app="wbe"),))),
+    ("NM0701", replace(WORLD, request_auths=(tokens(app="wbe", namespace="nodemesh-system"),))),
+    ("NM0702", replace(WORLD, request_auths=(tokens(BROKEN),))),
+    ("NM0703", replace(WORLD, request_auths=(tokens(),), key_problems={"shop/ra": "no answer"})),
 ]
 
 
@@ -182,6 +206,11 @@ def test_what_is_right_gives_no_finding() -> None:
     assert found(Inventory()) == []
     several = (to(path="/a"), to(path="/a", compare=Compare.EXACT), to(path="/a/b"), to())
     headers = RouteRule((RouteMatch("/a", headers=(ValueMatch("x", "1"),)),), (WEB,))
+    assert found(asking("opa", opa=("shop/web", 80))) == []
+    assert found(replace(asking("opa"), providers=None)) == []
+    assert found(replace(asking("opa", opa=("x/y", 1)), complete=False)) == []
+    assert found(replace(WORLD, request_auths=(tokens(), tokens(app="db", namespace="nodemesh-system")))) == []
+    assert found(replace(WORLD, request_auths=(tokens(GOOD_KEY),))) == []
     moved = RouteRule(redirect=Redirect())
     assert found(with_routes(routed(*several, headers))) == []
     assert found(with_routes(routed(moved, port=81), routed(to(), name="every", created=1))) == []
