@@ -2,7 +2,8 @@
 
 On plain hosts a resource that makes no sense is never stored. Here it is there already, so it closes: what an
 unreadable `AuthorizationPolicy` or `RequestAuthentication` selects is denied everything, what an unreadable
-`PeerAuthentication` selects is STRICT; its `Accepted` condition says why.
+`PeerAuthentication` selects is STRICT; its `Accepted` condition says why. Only one of action AUDIT closes nothing, as
+it denies nothing however it is written.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def declared(kind: str) -> Callable[[Json], Declared]:
         elif spec is not None:
             _, problems = check(model, Document("", body, {(): (1, 1)}), spec, ("spec",))
             problem = "; ".join(f"{p.path}: {p.message}" for p in sorted(problems))
+        stands = not problem or _closes(kind, spec)
         if problem:
             spec = _closed(kind, spec)
         generation = int(metadata.get("generation") or 1)
@@ -83,7 +85,7 @@ def declared(kind: str) -> Callable[[Json], Declared]:
         whole = {"apiVersion": body.get("apiVersion", ""), "kind": kind, "metadata": kept, "spec": spec or {}}
         names = _STAND_INS.get(kind, kind) if problem else kind, metadata["namespace"], metadata["name"]
         resource = Resource(*names, whole, metadata["uid"], generation, version, seconds(metadata))
-        return Declared(resource if not problem or kind in _CLOSED else None, problem, generation, _conditions(body))
+        return Declared(resource if stands else None, problem, generation, _conditions(body))
 
     return read
 
@@ -97,6 +99,11 @@ def _parts(value: Any) -> int:
             count += len(each)
             waiting += each.values() if isinstance(each, Mapping) else each
     return count
+
+
+def _closes(kind: str, spec: Any) -> bool:
+    """Whether something stands for it where it makes no sense."""
+    return kind in _CLOSED and not (isinstance(spec, Mapping) and spec.get("action") == "AUDIT")
 
 
 def _closed(kind: str, spec: Any) -> Json:

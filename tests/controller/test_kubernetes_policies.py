@@ -34,7 +34,6 @@ def allowed(labels: dict[str, str], peer: Peer, *policies: Any, peer_auths: tupl
     "spec",
     [
         {**SELECTOR, "action": "CUSTOM", "rules": [{}]},
-        {**SELECTOR, "action": "AUDIT"},
         {**SELECTOR, **ALLOW_ALL, "targetRefs": [{"kind": "Service", "name": "web"}]},
         {**SELECTOR, **ALLOW_ALL, "rules": [{"form": []}]},
         {**SELECTOR, "action": "DENNY"},
@@ -60,6 +59,13 @@ def test_one_whose_selector_cannot_be_read_or_is_none_closes_its_namespace(spec:
     assert entry.problem
     assert not allowed(SELECTED, FRIEND, policy(entry.resource))
     assert not allowed(OTHER, FRIEND, policy(entry.resource))
+
+
+@pytest.mark.parametrize("spec", [{"action": "AUDIT"}, {"action": "AUDIT", "rules": [{"form": []}]}])
+def test_one_of_action_audit_that_cannot_be_read_denies_nothing(spec: Any) -> None:
+    entry = resource("AuthorizationPolicy", {**SELECTOR, **spec})
+    assert entry.problem
+    assert entry.resource is None
 
 
 def test_a_peer_authentication_that_cannot_be_read_is_strict_for_what_it_selects() -> None:
