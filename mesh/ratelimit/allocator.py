@@ -268,13 +268,14 @@ class Branch:
     def granted(self, grant: Grant, now: float) -> dict[str, Grant]:
         """The controller's answer, or a grant of its round: what to pass on to the workers."""
         self._share.granted(grant, now)
-        return self._allocator.round(now)
+        dealt = self._allocator.round(now)
+        self._share.expect(self._allocator.pending, now)
+        return dealt
 
     def report(self, name: str, report: Report, now: float) -> Grant:
         """A worker's report, and the answer to it."""
         grant = self._allocator.report(name, report, now)
-        if self._allocator.pending:
-            self._share.hurry(now)
+        self._share.expect(self._allocator.pending, now)
         return replace(grant, plenty=grant.plenty or self._share.worth_waiting)
 
     def round(self, now: float) -> dict[str, Grant]:

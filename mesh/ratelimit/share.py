@@ -154,6 +154,11 @@ class Share:
         returned, self.stock = max(self.stock, 0), 0
         return Report(0.0, 0, returned, self.consumers if self._told else 0)
 
+    def expect(self, pending: int, now: float) -> None:
+        """So many tokens are wanted by consumers of its own."""
+        if self.stock + self._outstanding < pending:
+            self.hurry(now)
+
     def hurry(self, now: float) -> None:
         """More is wanted than there is: the next report is due at once, if that can change anything."""
         if self.worth_waiting and not self._asked and now < self.due:

@@ -213,6 +213,17 @@ def test_whole_tokens_are_divided_max_min_fairly(available: int, wanted: dict[st
     assert dealt == one_by_one
 
 
+def test_a_node_asks_again_at_once_for_who_came_while_it_had_asked() -> None:
+    branch = Branch(TEN, 0.0)
+    branch.report("a", Report(0.0, 1), 0.0)
+    wanted = branch.report_up(0.0).wanted
+    branch.report("b", Report(0.0, wanted), 0.01)
+    assert branch.due > 0.01, "asked again for what is not yet answered"
+    branch.granted(Grant(wanted, 1), 0.02)
+    assert branch.due == 0.02
+    assert branch.report_up(0.02).wanted >= 1
+
+
 def test_a_worker_that_is_silent_has_its_part_of_the_nodes_kept() -> None:
     branch = Branch(TEN, 0.0)
     for name in ("a", "b"):
