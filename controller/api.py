@@ -77,6 +77,7 @@ class Api:
             ("GET", "/v1/requests", self._requests),
             ("GET", "/v1/config", self._config),
             ("GET", "/v1/policy-check", self._policy_check),
+            ("POST", "/v1/policy-check", self._policy_check),
             ("POST", "/v1/tokens", self._make_token),
             ("GET", "/v1/tokens", self._tokens),
             ("DELETE", "/v1/tokens/{id}", self._delete_token),
@@ -256,7 +257,9 @@ class Api:
         }
 
     async def _policy_check(self, request: Request) -> Any:
-        given = request.query_params
+        given = request.query_params if request.method == "GET" else await read_json(request, _MAX_BODY)
+        if not all(isinstance(value, str) for value in given.values()):
+            raise ApiError(400, "all that is asked about must be texts")
         for name in ("from", "to"):
             if not given.get(name):
                 raise ApiError(400, f"the parameter {name!r} is missing", "from=ns/sa&to=ns/service:port")

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from controller.token_check import Believed, believe
 from controller.translate import World
-from mesh import explained
+from mesh import explained, jwt
 from mesh.authz import Authorizer, Peer
-from mesh.authz.explain import Case
+from mesh.authz.explain import Case, printable
+from mesh.authz.selection import applies
 from mesh.detect import protocol
 from mesh.identity import Identity, IdentityError
 from mesh.message import Request
@@ -22,6 +25,9 @@ from mesh.model import Endpoint, MeshConfig, Service
 from mesh.route import edit_headers, rewrite_request
 from mesh.route.explain import explain_route
 from mesh.traffic import HeaderEdit
+
+_FAR = 253_402_300_800.0
+"""The year 10,000."""
 
 
 class CheckError(ValueError):
@@ -43,15 +49,19 @@ class Asked:
     headers: tuple[tuple[str, str], ...] = ()
     claims: Mapping[str, Any] | None = None
     """Of a JWT that is valid."""
+    token: str = ""
+    """A JWT that is to be held against the `RequestAuthentication`s."""
 
 
 def asked(given: Mapping[str, str]) -> Asked | None:
-    """Out of the parameters `method`, `path`, `host`, `headers` (lines of `name: value`) and `claims` (JSON).
+    """Out of the parameters `method`, `path`, `host`, `headers` (lines of `name: value`), `claims` (JSON) and `token`.
 
     None if there is none of them. Raises `CheckError`.
     """
-    if not any(given.get(name) for name in ("method", "path", "host", "headers", "claims")):
+    if not any(given.get(name) for name in ("method", "path", "host", "headers", "claims", "token")):
         return None
+    if given.get("claims") and given.get("token"):
+        raise CheckError("claims and token: a request has one or the other", "leave one of them out")
     headers = []
     for line in given.get("headers", "").splitlines():
         name, colon, value = line.partition(":")
@@ -67,7 +77,7 @@ def asked(given: Mapping[str, str]) -> Asked | None:
         if not isinstance(claims, dict):
             raise CheckError("claims: not a JSON object", 'write them as {"iss": "…", "sub": "…"}')
     method, path = given.get("method") or "GET", given.get("path") or "/"
-    return Asked(method, path, given.get("host", ""), tuple(headers), claims)
+    return Asked(method, path, given.get("host", ""), tuple(headers), claims, given.get("token", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +136,6 @@ def check(
     destinations, route = [_Destination(service, index, None)], None
     if asked is not None and protocol(service.ports[index]) != "tcp":
         destinations, route = _routed(world, config, identity, service, index, asked)
-    claims = asked.claims if asked is not None else None
     known: dict[object, dict[str, Any]] = {}
     answers = []
     for to in destinations:
@@ -134,7 +143,7 @@ def check(
             if endpoint.ports[to.index]:
                 client = address or _address(world, identity, endpoint)
                 peer = Peer(identity, client, endpoint.address, endpoint.ports[to.index])
-                answers.append(_answer(world, config, to, endpoint, peer, claims, known, asked is not None))
+                answers.append(_answer(world, config, to, endpoint, peer, asked, known))
     return Checked(answers, route)
 
 
@@ -189,9 +198,8 @@ def _answer(
     to: _Destination,
     endpoint: Endpoint,
     peer: Peer,
-    claims: Mapping[str, Any] | None,
+    asked: Asked | None,
     known: dict[object, dict[str, Any]],
-    of_request: bool,
 ) -> Answer:
     service = f"{to.service.key}:{to.service.ports[to.index].port}"
     workload = world.workloads.get(endpoint.workload)
@@ -200,14 +208,18 @@ def _answer(
         reason = "not in the mesh: no policy is enforced there"
         return Answer(endpoint.workload, port, True, "", -1, reason, "DISABLE", service=service)
     # In the mesh, the client arrives in a tunnel with its identity, or in plaintext without one.
-    authorizer = Authorizer.of(
-        world.policies,
-        world.peer_auths,
-        namespace=workload.namespace,
-        labels=world.labels[workload.uid],
-        root_namespace=config.root_namespace,
-    )
-    case = Case.of(peer, to.request, claims)
+    who: dict[str, Any] = {
+        "namespace": workload.namespace,
+        "labels": world.labels[workload.uid],
+        "root_namespace": config.root_namespace,
+    }
+    authorizer = Authorizer.of(world.policies, world.peer_auths, **who)
+    request, claims, believed = to.request, asked.claims if asked is not None else None, None
+    if asked is not None and asked.token and request is not None and authorizer.strict(peer) is None:
+        request = _edited(request, None)
+        believed = believe(world.request_auths, request, asked.token.encode(), time.time(), **who)
+        claims = believed.claims
+    case = Case.of(peer, request, claims)
     # Endpoints of one service hardly differ, and what would turn a verdict round takes a search.
     by_address = any(c.key == "destination.ip" for p in authorizer.policies for r in p.rules for c in r.conditions)
     same = (
@@ -215,21 +227,66 @@ def _answer(
         authorizer.mtls_mode(port),
         peer if by_address else peer._replace(destination_ip=""),
         service,
+        believed.tried if believed is not None else None,
     )
     if (why := known.get(same)) is None:
-        why = known[same] = explained.verdict(authorizer, case)
+        why = explained.verdict(authorizer, case)
+        if believed is not None and asked is not None:
+            why = _with_token(why, authorizer, case, believed, asked.token.encode())
+        known[same] = why
     decided = (why["allowed"], why["policy"], why["rule"], why["reason"], why["mtls_mode"])
     return Answer(
         *(workload.uid, port, *decided),
         dry_run=tuple(why["dry_run"]),
         service=service,
-        note=_note(to, authorizer, of_request),
+        note=_note(to, authorizer, asked, tokens=any(applies(auth, **who) for auth in world.request_auths)),
         why=why,
     )
 
 
-def _note(to: _Destination, authorizer: Authorizer, of_request: bool) -> str:
-    port = to.service.ports[to.index]
+def _with_token(
+    why: dict[str, Any], authorizer: Authorizer, case: Case, believed: Believed, token: bytes
+) -> dict[str, Any]:
+    """`why` with what the token says and which rules took it or did not; if it is refused, that is the verdict."""
+    facts: Mapping[str, Any] | None = None
+    told: dict[str, Any]
+    try:
+        said = jwt.read(token)
+    except jwt.BadToken as error:
+        told = {"problem": error.reason}
+    else:
+        facts = said.facts
+        told = {
+            "issuer": printable(said.issuer),
+            "subject": printable(facts.get("sub", "")),
+            "audiences": [printable(audience) for audience in said.audiences],
+            "expires": said.expires if said.expires < _FAR else 0.0,
+            "algorithm": said.algorithm,
+            "key_id": printable(said.key_id),
+            "problem": "",
+        }
+    why = {**why, "token": {**told, "tried": [asdict(one) for one in believed.tried]}}
+    if (refusal := believed.refusal) is None:
+        return why
+    flips = [_flip(why, "")] if why["allowed"] else []
+    if facts is not None and (valid := explained.verdict(authorizer, case._replace(claims=facts)))["allowed"]:
+        flips.append(_flip(valid, "valid"))
+    decided = {"allowed": False, "policy": refusal.policy, "rule": refusal.rule, "dry_run": [], "asks": []}
+    reason = f"the token is refused with {refusal.status}: {refusal.problem}"
+    return {**why, **decided, "reason": reason, "nearest": None, "steps": [], "flips": flips}
+
+
+def _flip(why: dict[str, Any], token: str) -> dict[str, Any]:
+    wanted = [token] if token else []
+    change = {"what": "token", "to": token, "clause": "", "wanted": wanted, "among": bool(token)}
+    return {"changes": [change], "allowed": True, "policy": why["policy"], "rule": why["rule"]}
+
+
+def _note(to: _Destination, authorizer: Authorizer, asked: Asked | None, *, tokens: bool) -> str:
+    port, of_request = to.service.ports[to.index], asked is not None
+    if asked is not None and to.request is not None and (asked.token or asked.claims) and not tokens:
+        taken = "the claims are taken as valid all the same" if asked.claims else "the token says nothing"
+        return f"no RequestAuthentication selects the workload, so it looks for no token: {taken}"
     if of_request and to.request is None:
         return f"port {port.port} is declared as other than HTTP: requests are not read there, the connection is judged"
     if not of_request and authorizer.reads_requests and protocol(port) != "tcp":

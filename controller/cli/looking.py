@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -118,7 +118,8 @@ def policy() -> None:
     """Ask what the policies would decide."""
 
 
-_REQUEST = ("method", "path", "host", "headers", "claims")
+_REQUEST = ("method", "path", "host", "headers", "claims", "token")
+_LONGEST_TOKEN = 65_536
 
 
 @examples(
@@ -126,6 +127,7 @@ _REQUEST = ("method", "path", "host", "headers", "claims")
     "meshctl policy check --from shop/client --to shop/web:80 --method PUT --path /admin/users",
     "meshctl policy check --from shop/client --to shop/web:80 --header 'x-canary: yes' --path /cart",
     """meshctl policy check --from shop/app --to shop/web:80 --jwt-claims '{"iss": "https://issuer", "sub": "me"}'""",
+    "meshctl policy check --from shop/app --to shop/web:80 --token token.jwt",
     "meshctl policy check --from - --to shop/web:80     # from outside the mesh",
     "meshctl policy check --from shop/client --to shop/web:80 --address 10.77.1.2 -o json",
 )
@@ -147,6 +149,12 @@ _REQUEST = ("method", "path", "host", "headers", "claims")
 @click.option("--host", help="Its host; the service's name by default.")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="One of its headers. Repeatable.")
 @click.option("--jwt-claims", "claims", metavar="JSON", help="What its token says, taken as valid.")
+@click.option(
+    "--token",
+    type=click.File(),
+    metavar="FILE",
+    help="A token (JWT) that it carries, checked as RequestAuthentications ask; - for standard input.",
+)
 @output_options
 @click.pass_context
 def check(
@@ -157,6 +165,7 @@ def check(
     target: str,
     address: str | None,
     headers: tuple[str, ...],
+    token: TextIO | None,
     **request: str | None,
 ) -> None:
     """Say whether a connection or a request would be allowed, and by which rule.
@@ -172,10 +181,15 @@ def check(
     for header in headers:
         if ":" not in header or "\n" in header:
             raise click.BadParameter(f"{header!r} is not 'NAME: VALUE'", param_hint="--header")
-    given = {"address": address, "headers": "\n".join(headers), **request}
+    if token is not None and request["claims"]:
+        raise click.UsageError("a request has one token: --token or --jwt-claims")
+    given = {"address": address, "headers": "\n".join(headers), **request, "token": token and _token(token)}
     query = {"from": source, "to": target} | {key: value for key, value in given.items() if value}
     client: Client = context.obj
-    answer = client.get("/v1/policy-check", **query)
+    if token is None:
+        answer = client.get("/v1/policy-check", **query)
+    else:  # not where an address is written down
+        answer = client.send("POST", "/v1/policy-check", query, doing="waiting for the controller")
     route = answer.get("route")
     if not answer["items"] and not route:
         raise Failure(f"{target} has no endpoint to connect to", f"meshctl describe service {name}")
@@ -185,6 +199,17 @@ def check(
     refused = not all(row.get("allowed") for row in answer["items"])
     if refused or (route and route.get("steps") and not route.get("route")):
         context.exit(Exit.FAILED)
+
+
+def _token(file: TextIO) -> str:
+    try:
+        text = file.read(_LONGEST_TOKEN).strip()
+    except UnicodeDecodeError:
+        text = ""
+    text = text.removeprefix("Bearer ").strip()
+    if not text.isascii() or not text or len(text.split()) != 1:
+        raise click.BadParameter(f"{file.name} holds no token", param_hint="--token")
+    return text
 
 
 def _tell(answer: dict[str, Any], *, why: bool) -> None:

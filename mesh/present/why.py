@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mesh.present.table import Row, clean
+from mesh.present.units import stamp
 
 _MOST = 5
 """Rules or matches that are listed; `-o json` has all."""
@@ -15,6 +16,7 @@ def verdict_lines(why: Row) -> Iterator[str]:
     """How a verdict came about, and what would turn it round."""
     allowed = bool(why.get("allowed"))
     yield clean(f"{'allowed' if allowed else 'denied'}: {why.get('reason', '')}{_by(why)}")
+    yield from _token(why.get("token"))
     for ask in why.get("asks", ()):
         yield clean(f"  asked first: {ask['provider']}, by CUSTOM {ask['policy']} rule {ask['rule']}: it may say no")
     every: Sequence[Row] = [step for step in why.get("steps", ()) if not step.get("dry_run")]
@@ -28,6 +30,21 @@ def verdict_lines(why: Row) -> Iterator[str]:
     for text in why.get("dry_run", ()):
         yield clean(f"  rehearsed: {text}")
     yield from _flips(why.get("flips", ()), allowed)
+
+
+def _token(token: Row | None) -> Iterator[str]:
+    if not token or not token["tried"]:
+        return
+    if not token["problem"]:
+        parts = [f"issuer {token['issuer']!r}", f"subject {token['subject']!r}"]
+        parts += [f"audiences {', '.join(token['audiences'])}"] if token["audiences"] else []
+        parts += [f"expires {stamp(token['expires'])}"] if token["expires"] else []
+        parts += [f"signed {token['algorithm']}" + (f" by key {token['key_id']!r}" if token["key_id"] else "")]
+        yield clean(f"  token: {', '.join(parts)}")
+    for one in token["tried"]:
+        audiences = f", audiences {', '.join(one['audiences'])}" if one["audiences"] else ""
+        said = ": ".join(part for part in (one["problem"] or "valid", one["detail"]) if part)
+        yield clean(f"    {one['policy']} rule {one['rule']} (issuer {one['issuer']}{audiences}): {said}")
 
 
 def _by(why: Row) -> str:

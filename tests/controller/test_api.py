@@ -184,6 +184,10 @@ async def test_policy_check_answers_for_each_endpoint(api: httpx.AsyncClient) ->
     for bad in ({"headers": "nonsense"}, {"claims": "{"}, {"claims": "[]"}, {"path": "x"}):
         assert (await api.get("/v1/policy-check", params={**ask, **bad})).status_code == 400
     assert (await api.get("/v1/policy-check", params={"from": "-"})).status_code == 400
+    posted = await api.post("/v1/policy-check", json={**ask, "token": "a.b.c"})
+    assert posted.json()["items"][0]["workload"] == "shop/old"
+    for wrong in ({"token": 1}, {"token": "a.b.c", "claims": "{}"}):
+        assert (await api.post("/v1/policy-check", json={**ask, **wrong})).status_code == 400
     assert (await api.get("/v1/policy-check", params={**ask, "to": "shop/none:80"})).status_code == 404
 
 

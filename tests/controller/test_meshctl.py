@@ -468,6 +468,27 @@ def test_policy_check_of_a_connection_explains_only_when_asked_to(meshctl: Meshc
     assert '"flips"' in meshctl(*ask, "-o", "json").out
 
 
+def test_policy_check_takes_a_token_from_a_file_and_tells_it_in_the_body_alone(
+    meshctl: Meshctl, tmp_path: Path
+) -> None:
+    token = {"issuer": "i", "subject": "me", "audiences": [], "expires": 0.0, "algorithm": "ES256", "key_id": "k"}
+    tried = {"policy": "shop/t", "rule": 0, "issuer": "i", "audiences": ["a"], "problem": "Jwt is expired"}
+    why = {**WHY, "token": {**token, "problem": "", "tried": [{**tried, "detail": "", "status": 401}]}}
+    meshctl.api.answers["POST /v1/policy-check"] = {"items": [{**DENIED, "why": why}], "route": None}
+    (tmp_path / "token").write_text("Bearer a.b.c\n")
+    ask = ("policy", "check", "--from", "shop/client", "--to", "shop/web:80")
+    result = meshctl(*ask, "--token", str(tmp_path / "token"))
+    assert result.status == 1
+    assert (meshctl.asked.query, meshctl.asked.body["token"]) == ({}, "a.b.c")
+    assert "  token: issuer 'i', subject 'me', signed ES256 by key 'k'" in result.out
+    assert "    shop/t rule 0 (issuer i, audiences a): Jwt is expired" in result.out
+    for text in ("", "a b"):
+        (tmp_path / "token").write_text(text)
+        assert meshctl(*ask, "--token", str(tmp_path / "token")).status == 2
+    assert meshctl(*ask, "--token", str(tmp_path / "none")).status == 2
+    assert meshctl(*ask, "--token", str(tmp_path / "token"), "--jwt-claims", "{}").status == 2
+
+
 def test_policy_check_of_a_header_that_is_none_is_a_usage_error(meshctl: Meshctl) -> None:
     ask = ("policy", "check", "--from", "shop/client", "--to", "shop/web:80")
     assert meshctl(*ask, "--header", "x-a=1").status == 2

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
 from controller.policy_check import Asked, CheckError, check
 from controller.translate import World
 from mesh.model import MeshConfig
 from mesh.paths import Normalization
+from mesh.present.why import verdict_lines
 from tests.controller.test_translate import build, enrolled, manifest
 
 CONFIG = MeshConfig()
@@ -198,3 +204,110 @@ def test_on_a_port_that_is_not_http_the_connection_is_judged() -> None:
     (answer,) = check(world, CONFIG, "shop/client", "shop/db:5432", asked=Asked()).answers
     assert not answer.allowed
     assert "declared as other than HTTP" in answer.note
+
+
+ISSUER = "https://login.example.com"
+KEY, OTHER = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+
+def token(key: ec.EllipticCurvePrivateKey = KEY, **claims: Any) -> str:
+    return jwt.encode({"iss": ISSUER, "sub": "me", "aud": "shop", "exp": time.time() + 3600, **claims}, key, "ES256")
+
+
+def believing(*policies: str, app: str = "web", **rule: Any) -> World:
+    """A workload that takes tokens of the issuer."""
+    keys = json.dumps({"keys": [ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]})
+    foreign = {"issuer": "https://other.example", "jwks": keys}
+    rules = [foreign, {"issuer": ISSUER, "jwks": keys, "audiences": ["shop"], **rule}]
+    spec = {"selector": {"matchLabels": {"app": app}}, "jwtRules": rules}
+    return build(
+        SERVICE + manifest("RequestAuthentication", "tokens", spec) + "".join(policies),
+        enrolled("web-1", "10.77.0.1", app="web"),
+    )
+
+
+SIGNED_IN = {"from": [{"source": {"requestPrincipals": [f"{ISSUER}/*"]}}]}
+READERS = manifest(
+    "AuthorizationPolicy",
+    "readers",
+    {"rules": [{**SIGNED_IN, "when": [{"key": "request.auth.claims[groups]", "values": ["readers"]}]}]},
+)
+
+
+def with_token(world: World, text: str) -> Any:
+    """The answer, and why."""
+    (answer,) = check(world, CONFIG, "shop/client", "shop/web:80", asked=Asked(token=text)).answers
+    assert answer.why is not None
+    return answer
+
+
+def test_a_valid_token_is_who_the_request_comes_from() -> None:
+    answer = with_token(believing(READERS), token(groups=["readers", "x"]))
+    assert (answer.allowed, answer.policy, answer.note) == (True, "shop/readers", "")
+    assert [(one["policy"], one["rule"], one["problem"]) for one in answer.why["token"]["tried"]] == [
+        ("shop/tokens", 0, "Jwt issuer is not configured"),
+        ("shop/tokens", 1, ""),
+    ]
+    lines = list(verdict_lines(answer.why))
+    assert lines[1].startswith(f"  token: issuer '{ISSUER}', subject 'me', audiences shop, expires 2")
+    assert '    when[0] request.auth.claims[groups]: \'["readers", "x"]\' is readers' in lines
+
+
+def test_a_claim_that_misses_is_told_with_its_value_and_what_would_do() -> None:
+    answer = with_token(believing(READERS), token(groups="writers"))
+    assert not answer.allowed
+    (missed,) = answer.why["steps"][0]["rules"][0]["missed"]
+    assert (missed["name"], missed["value"]) == ("request.auth.claims[groups]", "writers")
+    assert [(change["what"], change["to"]) for change in answer.why["flips"][0]["changes"]] == [("token", "readers")]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (token(exp=time.time() - 3600, groups="readers"), "401: Jwt is expired"),
+        (token(aud="bank", groups="readers"), "403: Audiences in Jwt are not allowed"),
+        (token(OTHER, groups="readers"), "401: Jwt verification fails"),
+    ],
+)
+def test_a_token_that_is_not_valid_is_refused_whatever_the_policies_say(text: str, reason: str) -> None:
+    answer = with_token(believing(READERS), text)
+    assert not answer.allowed
+    assert (answer.policy, answer.rule) == ("shop/tokens", 1)
+    assert answer.reason == f"the token is refused with {reason}"
+    assert list(verdict_lines(answer.why))[-1] == "  would be allowed by shop/readers rule 0 if token were valid"
+    answer = with_token(believing(), text)
+    assert not answer.allowed
+    assert "  would be allowed if there were no token" in verdict_lines(answer.why)
+
+
+def test_a_text_that_is_no_token_is_refused_and_one_of_nobody_known() -> None:
+    assert "Header.Payload.Signature" in with_token(believing(), "nonsense").reason
+    assert with_token(believing(), token(iss="https://nobody")).reason.endswith("Jwt issuer is not configured")
+
+
+def test_where_nothing_asks_for_tokens_one_says_nothing_and_that_is_told() -> None:
+    answer = with_token(believing(READERS, app="other"), token(groups="readers"))
+    assert not answer.allowed
+    assert "no RequestAuthentication selects the workload" in answer.note
+    asked = Asked(claims={"iss": ISSUER, "sub": "me", "groups": "readers"})
+    (answer,) = check(believing(READERS, app="other"), CONFIG, "shop/client", "shop/web:80", asked=asked).answers
+    assert answer.allowed
+    assert "no RequestAuthentication selects the workload" in answer.note
+
+
+def test_headers_made_of_the_token_are_what_policies_see() -> None:
+    when = [{"key": "request.headers[x-user]", "values": ["me"]}]
+    world = believing(
+        manifest("AuthorizationPolicy", "user", {"rules": [{"when": when}]}),
+        outputClaimToHeaders=[{"header": "x-user", "claim": "sub"}],
+    )
+    assert with_token(world, token()).allowed
+    forged = Asked(headers=(("x-user", "me"),), token=token(sub="other"))
+    assert not check(world, CONFIG, "shop/client", "shop/web:80", asked=forged).answers[0].allowed
+
+
+def test_plaintext_is_refused_by_strict_before_a_token_is_looked_at() -> None:
+    strict = manifest("PeerAuthentication", "strict", {"mtls": {"mode": "STRICT"}})
+    (answer,) = check(believing(strict), CONFIG, "-", "shop/web:80", asked=Asked(token="nonsense")).answers
+    assert not answer.allowed
+    assert "token" not in answer.reason
