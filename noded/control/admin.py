@@ -240,9 +240,7 @@ async def _requests(parts: Parts, request: Request) -> Any:
     arguments = given | {f"after.{worker}": number for worker, number in last.items()}
     rows = await parts.workers.query("requests", arguments)
     for row in rows:
-        worker, number = str(row["worker"]), row["id"]
-        last[worker] = number
-        row["id"] = f"{worker}-{number}"
+        last[str(row["worker"])] = row.pop("after")
     after = ",".join(f"{worker}-{number}" for worker, number in sorted(last.items()))
     return {"items": sorted(rows, key=lambda row: str(row["time"])), "after": after}
 

@@ -109,7 +109,7 @@ class Node:
         text = configure.access_log_format == "text"
         traced = configure.trace_sampling >= 0 or configure.request_ids
         self.tracing = Tracing(configure.trace_sampling) if traced else None
-        self.tracker = Tracker(source_ports, access_log=configure.access_log, text=text)
+        self.tracker = Tracker(source_ports, access_log=configure.access_log, text=text, index=configure.index)
         self.buffers = Buffers()
         self.budget = Budget()
         self.hold_seconds = configure.hold_seconds

@@ -159,14 +159,19 @@ class Flow:
             self._counted = now
         return now
 
-    def who(self, index: int) -> dict[str, Any]:
+    @property
+    def id(self) -> str:
+        """What it is called in the log, in lists, and where somebody asks why."""
+        return f"{self._tracker.index}-{self.number}"
+
+    def who(self) -> dict[str, Any]:
         """Whose connection it is, as `GET /connections` and `GET /why` show it."""
         outbound = self.direction == "outbound"
         local = self.identity.uri if self.identity else ""
         peer = self.peer_identity.uri if self.peer_identity else ""
         return {
-            "id": f"{index}-{self.number}",
-            "worker": index,
+            "id": self.id,
+            "worker": self._tracker.index,
             "direction": self.direction,
             "workload": self.uid,
             "source": format_address(self.client, self.client_port),
@@ -205,8 +210,10 @@ _Edge = tuple[bool, Party, Party, str, str, str]
 class Tracker:
     """The live connections, the counts not yet reported, and the access log."""
 
-    def __init__(self, source_ports: SourcePorts, *, access_log: bool, text: bool = False, log_fd: int = 1) -> None:
-        self.source_ports = source_ports
+    def __init__(
+        self, source_ports: SourcePorts, *, access_log: bool, text: bool = False, log_fd: int = 1, index: int = 0
+    ) -> None:
+        self.source_ports, self.index = source_ports, index
         self.logging = access_log
         """Whether there is an access log."""
         self.text = text
@@ -286,6 +293,7 @@ class Tracker:
         line: dict[str, Any] = {
             "time": self.stamp(now),
             "type": "access",
+            "id": flow.id,
             "direction": flow.direction,
             "workload": flow.uid,
             "source": format_address(flow.client, flow.client_port),
@@ -336,14 +344,14 @@ class Tracker:
         """Whether there is anything to flush."""
         return bool(self._lines)
 
-    def rows(self, index: int) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """The live connections as `GET /connections` shows them."""
         rows = []
         for flow in self._flows.values():
             received, sent = flow.carrier.counts() if flow.carrier else (0, 0)
             rows.append(
                 {
-                    **flow.who(index),
+                    **flow.who(),
                     "via": "tunnel" if flow.security == "mutual_tls" else "plaintext",
                     "policy": flow.policy,
                     "opened_at": flow.started,
@@ -354,10 +362,10 @@ class Tracker:
             )
         return rows
 
-    def failed_rows(self, index: int) -> list[dict[str, Any]]:
+    def failed_rows(self) -> list[dict[str, Any]]:
         """The last connections that were denied or failed, as `GET /why` shows them, the last first."""
         return [
-            {**flow.who(index), "kind": "connection", "at": at, "policy": flow.policy, "flags": flags, "reason": reason}
+            {**flow.who(), "kind": "connection", "at": at, "policy": flow.policy, "flags": flags, "reason": reason}
             for flow, at, flags, reason in reversed(self._failed)
         ]
 

@@ -220,9 +220,9 @@ class Worker:
         if what == "endpoints":
             return [row for one in self.http.destinations.all() for row in endpoints.rows(one)]
         if what == "connections":
-            return self.node.tracker.rows(self.index)
+            return self.node.tracker.rows()
         if what == "failed":
-            return [*self.http.seen.recent.rows(self.index), *self.node.tracker.failed_rows(self.index)]
+            return [*self.http.seen.recent.rows(), *self.node.tracker.failed_rows()]
         if what == "tunnels":
             return [tunnel.row(self.index) for tunnel in self._tunnels()]
         raise RuntimeError(f"control asked for {what}")

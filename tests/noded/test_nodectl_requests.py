@@ -14,7 +14,7 @@ from noded.control.view import endpoints
 from tests.unix_api import Api, Request, Result, bash_completes, invoke, serving
 
 ROW = {
-    "id": "0-77.3",
+    "id": "0-r3",
     "worker": 0,
     "time": "2026-11-20T15:47:06.318Z",
     "workload": "shop/client",
@@ -73,7 +73,8 @@ def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Node
 
 def test_requests_are_a_table_of_those_asked_for(nodectl: Nodectl) -> None:
     row = nodectl("requests", "--path", "/a*", "--code", "5xx", "--method", "get", "--no-headers").out.split()
-    assert row[1:9] == ["shop/client", "GET", "web.shop", "/a", "503", "UF,URX", "12", "10.77.2.2:8080"]
+    assert row[0] == "0-r3"
+    assert row[2:10] == ["shop/client", "GET", "web.shop", "/a", "503", "UF,URX", "12", "10.77.2.2:8080"]
     assert nodectl.api.requests[-1].query == {"path": "/a*", "code": "5xx", "method": "GET"}
 
 

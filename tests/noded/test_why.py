@@ -149,8 +149,8 @@ def test_a_token_s_odd_claims_break_nothing() -> None:
     odd: dict[str, Any] = {"n": 2**80, "s": "\ud800", "\udfff": [1.5]}
     ended = SimpleNamespace(request=asked, claims=odd, flags="RBAC", reason="")
     recent = Recent()
-    recent.inbound(session, cast(Any, ended), 403)
-    (row,) = msgpack.unpackb(msgpack.packb(recent.rows(1)))
+    recent.inbound("1-r1", session, cast(Any, ended), 403)
+    (row,) = msgpack.unpackb(msgpack.packb(recent.rows()))
     rule = Rule(conditions=(Condition("request.auth.claims[s]", ("a",)), Condition("request.auth.claims[n]", ("a",))))
     answer = explain(row, mesh(Policy("p", "shop", Action.ALLOW, (rule,))), LABELS)
     clauses = answer["verdict"]["steps"][0]["rules"][0]["clauses"]
@@ -159,5 +159,5 @@ def test_a_token_s_odd_claims_break_nothing() -> None:
     for _ in range(100_000):
         odd = {"n": odd}
     ended.claims = odd
-    recent.inbound(session, cast(Any, ended), 403)
-    assert [row["whole"] for row in recent.rows(1)] == [False, True]
+    recent.inbound("1-r2", session, cast(Any, ended), 403)
+    assert [row["whole"] for row in recent.rows()] == [False, True]

@@ -151,6 +151,7 @@ TUNNELS = (
 )
 
 REQUESTS = (
+    Column("ID", "id"),
     Column("TIME", "time"),
     Column("DIRECTION", "direction", wide=True),
     Column("WORKLOAD", "workload"),
@@ -168,7 +169,6 @@ REQUESTS = (
     Column("POLICY", "policy", wide=True),
     Column("REASON", "reason", wide=True),
     Column("REQUEST-ID", "request_id", wide=True),
-    Column("ID", "id", wide=True),
 )
 
 ROUTES = (

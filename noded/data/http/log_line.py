@@ -54,7 +54,13 @@ def details(flags: str, own: bool) -> str:
 
 
 def json_line(
-    tracker: Tracker, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally, seconds: float
+    tracker: Tracker,
+    session: Session,
+    exchange: Exchange,
+    edge: RequestEdge,
+    tally: RequestTally,
+    seconds: float,
+    identifier: str,
 ) -> str:
     """Istio's keys where there are such, then ours."""
     request = exchange.request
@@ -63,15 +69,19 @@ def json_line(
     served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
     waited = int((exchange.answered_at - exchange.started) * 1000) if served else "null"
     decided = '""' if exchange.verdict is None else _decided(exchange.verdict)
+    of_session = session.line or _of_session(session)
+    if request.http10:
+        of_session = of_session.replace('"HTTP/1.1"', '"HTTP/1.0"', 1)
     return (
-        f'{{"time":"{tracker.stamp(now)}","type":"request","start_time":"{tracker.stamp(now - seconds)}"'
+        f'{{"time":"{tracker.stamp(now)}","type":"request","id":"{identifier}"'
+        f',"start_time":"{tracker.stamp(now - seconds)}"'
         f',"method":{_often(request.method)},"authority":{_often(request.authority)}'
         f',"path":{quoted((exchange.asked or request.path).decode("latin-1"))}'
         f"{tally.line or _of_outcome(edge, exchange, tally)}"
         f',"bytes_received":{exchange.received},"bytes_sent":{exchange.sent},"duration":{int(seconds * 1000)}'
         f',"upstream_service_time":{waited},"request_id":{_text(header(b"x-request-id"))}'
         f',"user_agent":{_often(header(b"user-agent"))},"x_forwarded_for":{_often(header(b"x-forwarded-for"))}'
-        f"{session.line or _of_session(session)}"
+        f"{of_session}"
         f',"policy":{decided},"reason":{quoted(exchange.reason)}}}'
     )
 
@@ -108,7 +118,7 @@ def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> s
 
 
 def _of_session(session: Session) -> str:
-    """What is the same for all requests of a connection."""
+    """What is the same for all requests of a connection, but for those in HTTP/1.0."""
     flow = session.flow
     session.line = (
         f',"protocol":"{_protocol(session, None)}"'
@@ -126,9 +136,15 @@ def _protocol(session: Session, request: Request | None) -> str:
 
 
 def text_line(
-    tracker: Tracker, session: Session, exchange: Exchange, edge: RequestEdge, tally: RequestTally, seconds: float
+    tracker: Tracker,
+    session: Session,
+    exchange: Exchange,
+    edge: RequestEdge,
+    tally: RequestTally,
+    seconds: float,
+    _identifier: str,
 ) -> str:
-    """Envoy's default. What is between quotes is escaped as in JSON, where it must be."""
+    """Envoy's default, which has no place for an id. What is between quotes is escaped as in JSON, where it must be."""
     request = exchange.request
     headers = dict(request.headers)
     status = exchange.response.status if exchange.response is not None else 0

@@ -25,7 +25,7 @@ _LARGEST = 8192
 
 
 class _Ended(NamedTuple):
-    number: int
+    id: str
     at: float
     who: dict[str, Any]
     """Not the flow: the session and all of its buffers hang on that."""
@@ -47,25 +47,22 @@ class Recent:
 
     def __init__(self) -> None:
         self._ended: deque[_Ended] = deque(maxlen=KEPT)
-        self._next = 0
 
-    def inbound(self, session: Session, exchange: InboundExchange, code: int) -> None:
+    def inbound(self, name: str, session: Session, exchange: InboundExchange, code: int) -> None:
         """A request of a local workload ended so."""
         request, whole = _bounded(exchange.request)
-        self._next = number = self._next + 1
         flags, reason, claims = exchange.flags, exchange.reason, exchange.claims if whole else None
-        self._ended.append(_Ended(number, time.time(), session.who, request, whole, code, flags, reason, claims))
+        self._ended.append(_Ended(name, time.time(), session.who, request, whole, code, flags, reason, claims))
 
-    def outbound(self, session: OutboundSession, exchange: OutboundExchange, code: int) -> None:
+    def outbound(self, name: str, session: OutboundSession, exchange: OutboundExchange, code: int) -> None:
         """A local workload's request ended so."""
         request = exchange.request
         if exchange.asked:
             request = replace(request, path=exchange.asked)
         request, whole = _bounded(request)
         host, backend = exchange.host, exchange.backend
-        self._next += 1
         ended = _Ended(
-            *(self._next, time.time(), session.who, request, whole, code, exchange.flags, exchange.reason),
+            *(name, time.time(), session.who, request, whole, code, exchange.flags, exchange.reason),
             service=f"{session.service}:{session.port}",
             target=format_address(host.address, host.port) if host is not None else "",
             matched=exchange.matched,
@@ -73,9 +70,9 @@ class Recent:
         )
         self._ended.append(ended)
 
-    def rows(self, index: int) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """As `GET /why` has them, the last first, but with all headers and, as JSON, claims."""
-        return [_row(ended, index) for ended in reversed(self._ended)]
+        return [_row(ended) for ended in reversed(self._ended)]
 
 
 def _bounded(request: Request) -> tuple[Request, bool]:
@@ -105,7 +102,7 @@ def _json(claims: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _row(ended: _Ended, index: int) -> dict[str, Any]:
+def _row(ended: _Ended) -> dict[str, Any]:
     request, matched = ended.request, ended.matched
     rule = matched.rule if matched is not None else None
     claims = _json(ended.claims) if ended.claims is not None else None
@@ -113,9 +110,8 @@ def _row(ended: _Ended, index: int) -> dict[str, Any]:
     return {
         **ended.who,
         **led,
-        "id": f"{index}-r{ended.number}",
-        "connection": f"{index}-{ended.who['id'].partition('-')[2]}",
-        "worker": index,
+        "id": ended.id,
+        "connection": ended.who["id"],
         "kind": "request",
         "at": ended.at,
         "method": request.method.decode("latin-1"),

@@ -42,6 +42,8 @@ class Seen:
         self._edges: dict[object, RequestEdge] = {}
         self._by_flow: dict[int, RequestEdge] = {}
         self._outcomes = 0
+        self._requests = 0
+        self._ids = f"{node.tracker.index}-r"
         self._text = node.tracker.text
         self._line = text_line if node.tracker.text else json_line
         self.tracing = node.tracing
@@ -64,8 +66,9 @@ class Seen:
         if tally is None:
             upstream = format_address(host.address, host.port) if host is not None else ""
             tally = self._tally(edge, outcome, route, upstream, destination.port if destination is not None else 0)
+        self._requests += 1
         if outcome[0] >= _FAILED or exchange.flags != "-":
-            self.recent.outbound(session, exchange, outcome[0])
+            self.recent.outbound(f"{self._ids}{self._requests}", session, exchange, outcome[0])
         self._count(session, exchange, edge, tally)
 
     def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
@@ -85,8 +88,9 @@ class Seen:
         if tally is None:
             upstream = format_address(flow.target, flow.target_port) if exchange.flags not in _BEFORE else ""
             tally = self._tally(edge, outcome, None, upstream, flow.target_port)
+        self._requests += 1
         if outcome[0] >= _FAILED or exchange.flags != "-":
-            self.recent.inbound(session, exchange, outcome[0])
+            self.recent.inbound(f"{self._ids}{self._requests}", session, exchange, outcome[0])
         self._count(session, exchange, edge, tally)
 
     def refused(self, session: Session, error: BadMessage) -> None:
@@ -118,7 +122,7 @@ class Seen:
             self.tracing.end(exchange.span, session, exchange, edge, tally, seconds)
         tracker = self._node.tracker
         if tracker.logging:
-            line = self._line(tracker, session, exchange, edge, tally, seconds)
+            line = self._line(tracker, session, exchange, edge, tally, seconds, f"{self._ids}{self._requests}")
             tracker.log(line)
             if self._recent is not None:
                 self._recent.append(line)
@@ -132,7 +136,8 @@ class Seen:
         request, response = exchange.request, exchange.response
         method, path = request.method.decode("latin-1"), (exchange.asked or request.path).decode("latin-1")
         code = response.status if response is not None else 0
-        line = json_line(self._node.tracker, session, exchange, edge, tally, seconds)
+        name = f"{self._ids}{self._requests}"
+        line = json_line(self._node.tracker, session, exchange, edge, tally, seconds, name)
         for tap in self._watched.values():
             tap.offer(session.flow.uid, method, path, code, line)
 

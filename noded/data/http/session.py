@@ -78,7 +78,7 @@ class Session:
     @cached_property
     def who(self) -> dict[str, Any]:
         """Whose connection it is, see `Flow.who`, for what remembers its requests."""
-        return self.flow.who(0)
+        return self.flow.who()
 
     def tick(self) -> None:
         """Call every 5 s."""

@@ -65,7 +65,7 @@ class Taps:
         self.watched: dict[Filter, Tap] = {}
 
     def rows(self, wanted: Filter, after: str) -> list[dict[str, Any]]:
-        """Those since `after`, which is the `id` of the last row that a watcher got, or `""`. At most `KEPT`."""
+        """Those since `after`, which the last row that a watcher got had, or `""`. At most `KEPT`."""
         now = time.monotonic()
         tap = self.watched.get(wanted)
         if tap is None:
@@ -78,7 +78,7 @@ class Taps:
         tap.asked = now
         born, _, number = after.partition(".")
         seen = int(number) if born == str(tap.born) and number.isdigit() else 0
-        return [{**json.loads(line), "id": f"{tap.born}.{n}"} for n, line in tap.kept if n > seen]
+        return [{**json.loads(line), "after": f"{tap.born}.{n}"} for n, line in tap.kept if n > seen]
 
     def tick(self) -> None:
         """Forget whoever did not ask for long. Call every 5 s."""

@@ -142,6 +142,27 @@ async def test_a_request_s_line_has_the_keys_of_istio_s_log(pair: tuple[Lab, Pod
     assert there["peer_identity"] == client.identity
 
 
+async def test_the_protocol_that_the_client_speaks_is_logged(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    with server(pod, 8080, Web()):
+        await asked(client, GET.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await asked(client, GET)
+    assert [line["protocol"] for line in await logged(client, 2)] == ["HTTP/1.0", "HTTP/1.1"]
+    assert {line["protocol"] for line in await logged(pod, 2)} == {"HTTP/1.1"}
+
+
+async def test_a_request_has_one_id_in_log_list_and_where_why_is_asked(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, pod = pair
+    with server(pod, 8080, Web()):
+        await asked(client, GET)
+        await asked(client, GET.replace(b"/a?b=c", b"/denied"))
+    for at in (client, pod):
+        line = (await logged(at, 2))[1]
+        (row,) = await made.query(at, "requests", {"path": "/denied"})
+        (remembered,) = await made.query(at, "failed")
+        assert line["id"] == row["id"] == remembered["id"] == "0-r2"
+
+
 async def test_the_path_before_a_rewrite_is_logged(pair: tuple[Lab, Pod, Pod]) -> None:
     made, client, pod = pair
     rule = RouteRule(backends=(Backend("shop/web", 80),), rewrite=Rewrite(path_edit=PathEdit.FULL, path="/new"))
@@ -258,10 +279,10 @@ async def test_who_watches_sees_what_is_wanted_and_only_what_is_new(pair: tuple[
         await asked_for(b"/denied")
         await asked_for(b"/other")
         await logged(client, 4)
-        (new,) = await made.query(client, "requests", wanted | {"after.0": recent["id"]})
+        (new,) = await made.query(client, "requests", wanted | {"after.0": recent["after"]})
     assert (recent["path"], recent["response_code"], new["path"]) == ("/denied", 403, "/denied")
     assert new["id"] != recent["id"]
-    assert await made.query(client, "requests", wanted | {"after.0": new["id"]}) == []
+    assert await made.query(client, "requests", wanted | {"after.0": new["after"]}) == []
 
 
 async def test_endpoints_show_how_they_fare(pair: tuple[Lab, Pod, Pod]) -> None:

@@ -151,6 +151,7 @@ def test_a_log_line_says_who_where_how_much_and_why(pipe: tuple[int, int]) -> No
     line.pop("dry_run", None)
     assert line == {
         "type": "access",
+        "id": "0-1",
         "direction": "outbound",
         "workload": "shop/client",
         "source": "10.0.0.1:40000",
@@ -206,7 +207,7 @@ def test_rows_show_the_live_connections_from_both_sides() -> None:
     waiting = Flow(made, "shop/client", "passthrough", "10.0.0.1", 1)
     carried.received = 7
     out.establish()
-    rows = {row["direction"]: row for row in made.rows(2)}
+    rows = {row["direction"]: row for row in made.rows()}
     for row in (rows["outbound"], rows["inbound"]):
         assert row["source_identity"].endswith("/sa/client")
         assert row["destination_identity"].endswith("/sa/web")
