@@ -520,7 +520,6 @@ class Connection:
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise self._failed(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        # each setting counts, since a change of the initial window touches every stream
         self.nuisance(1 + len(payload) // 6)
         if flags & f.ACK:
             if payload:
@@ -528,21 +527,32 @@ class Connection:
             return
         if len(payload) % 6:
             raise self._failed(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS")
+        window = self._peer_initial_window
         for at in range(0, len(payload), 6):
-            self._apply(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big"))
+            setting = int.from_bytes(payload[at : at + 2], "big")
+            value = int.from_bytes(payload[at + 2 : at + 6], "big")
+            if setting == Setting.INITIAL_WINDOW_SIZE:
+                if value > f.MAX_WINDOW:
+                    raise self._failed(ErrorCode.FLOW_CONTROL_ERROR, f"initial window of {value}")
+                window = value
+            else:
+                self._apply(setting, value)
+        if window != self._peer_initial_window:
+            self._change_windows(window)
         self.out.append(f.SETTINGS_ACK)
         if not self.ready:
             self.ready = True
             self._owner.on_ready()
 
+    def _change_windows(self, initial: int) -> None:
+        """Of all streams: of several changes in one frame the last, since each may have every stream send a byte."""
+        self.nuisance(len(self.streams) // 8)
+        change, self._peer_initial_window = initial - self._peer_initial_window, initial
+        for stream in list(self.streams.values()):
+            self._widen(stream, change)
+
     def _apply(self, setting: int, value: int) -> None:
-        if setting == Setting.INITIAL_WINDOW_SIZE:
-            if value > f.MAX_WINDOW:
-                raise self._failed(ErrorCode.FLOW_CONTROL_ERROR, f"initial window of {value}")
-            change, self._peer_initial_window = value - self._peer_initial_window, value
-            for stream in list(self.streams.values()):
-                self._widen(stream, change)
-        elif setting == Setting.MAX_FRAME_SIZE:
+        if setting == Setting.MAX_FRAME_SIZE:
             if not f.DEFAULT_FRAME_SIZE <= value < 2**24:
                 raise self._failed(ErrorCode.PROTOCOL_ERROR, f"maximum frame size of {value}")
             self.peer_frame_size = min(value, MAX_FRAME)

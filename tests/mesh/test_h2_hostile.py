@@ -137,6 +137,24 @@ def test_one_frame_of_thousands_of_settings_is_not_acted_on() -> None:
     assert server.saw("window") == []
 
 
+def test_of_many_changes_of_the_window_in_one_frame_the_last_holds() -> None:
+    """Each would have every stream that waits send a byte: 6 bytes of ours for a thousand frames."""
+    server = server_end(streams=MAX_STREAMS)
+    server.feed(frames.settings({Setting.INITIAL_WINDOW_SIZE: 0}))
+    setting = b"".join(b"\x00\x04" + size.to_bytes(4, "big") for size in range(1, 1001))
+    server.feed(frame(frames.SETTINGS, 0, 0, setting))
+    assert len(server.saw("window")) == MAX_STREAMS
+    assert {stream.send_window for stream in server.accepted} == {1000}
+
+
+def test_changes_of_the_window_count_as_the_work_that_they_are() -> None:
+    server = server_end(streams=MAX_STREAMS)
+    changes = [frames.settings({Setting.INITIAL_WINDOW_SIZE: size}) for size in range(NUISANCE_LIMIT)]
+    codes = [failure(server, change) for change in changes[: 8 * NUISANCE_LIMIT // MAX_STREAMS]]
+    assert codes[0] is None
+    assert codes[-1] == ErrorCode.ENHANCE_YOUR_CALM
+
+
 def test_continuations_without_end_are_cut_off_by_number_and_by_size() -> None:
     for part in (b"", bytes(30_000)):
         server = server_end()

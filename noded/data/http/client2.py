@@ -225,7 +225,7 @@ class ClientStream(MessageStream):
     def on_reset(self, code: int) -> None:
         """See `Stream`."""
         self._refused = code == ErrorCode.REFUSED_STREAM
-        self.wire.waiting.discard(self)
+        self.wire.waiting.pop(self, None)
         self.failed(f"the backend reset the stream ({code})", "UR")
 
     def malformed(self, error: BadMessage) -> None:

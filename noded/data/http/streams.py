@@ -34,15 +34,31 @@ _READY_TICKS = 12
 class Http2:
     """Reads a transport; the owner of the HTTP/2 connection over it."""
 
-    __slots__ = ("_half", "_rest", "_sent", "_stuck", "closed", "connection", "engine", "heard", "transport", "waiting")
+    __slots__ = (
+        "_half",
+        "_rest",
+        "_roomy",
+        "_sent",
+        "_stuck",
+        "closed",
+        "connection",
+        "engine",
+        "heard",
+        "transport",
+        "waiting",
+    )
 
     def __init__(self, engine: Engine, budget: Budget, *, client: bool, max_streams: int) -> None:
         self.engine = engine
         self.transport: Transport
         """Set by whoever joins the two, in the turn in which this is made."""
         self.connection = Connection(self, client=client, budget=budget, max_streams=max_streams)
-        self.waiting: set[MessageStream] = set()
-        """Those with data that cannot be sent yet."""
+        self.waiting: dict[MessageStream, None] = {}
+        """Those with data that cannot be sent yet, in the order of their turns."""
+        self._roomy = False
+        """The connection's window was used up and is not any more: those that wait go on at the end of the turn. A peer
+        that gives it a byte at a time, a thousand times in one read, has them looked at once.
+        """
         self.closed = False
         self.heard = True
         """Since the last tick."""
@@ -101,18 +117,26 @@ class Http2:
 
     def on_window(self) -> None:
         """See `mesh.h2.connection.Owner`."""
-        self._resume()
+        self._roomy = True
+        self.engine.mark(self)
 
     def _resume(self) -> None:
-        waiting, self.waiting = self.waiting, set()
-        for stream in waiting:
-            stream.pump()
+        self._roomy = False
+        waiting = self.waiting
+        for stream in list(waiting):
+            if self.connection.send_window <= 0 or self.transport.full:
+                break
+            if stream in waiting:  # and not ended by one before it
+                del waiting[stream]
+                stream.pump()
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Hand to the transport what has gathered."""
         if not self.closed:
+            if self._roomy:
+                self._resume()
             self._write()
             if self.connection.closing and not self.connection.streams:
                 self.over()
@@ -252,7 +276,7 @@ class MessageStream(Stream):
         while out:
             room = min(self.send_window, connection.send_window)
             if room <= 0 or wire.transport.full:
-                wire.waiting.add(self)
+                wire.waiting[self] = None
                 break
             data = bytes(out[: min(room, _PIECE)])
             del out[: len(data)]
@@ -260,7 +284,7 @@ class MessageStream(Stream):
             connection.send_data(self, data, not out and self._tail == [])
         else:
             self._out = None
-            wire.waiting.discard(self)
+            wire.waiting.pop(self, None)
             if self._tail is not None:
                 self._finish()
         wire.engine.mark(wire)
@@ -297,7 +321,7 @@ class MessageStream(Stream):
         self.exchange = None
         self._out = self._kept = None
         wire = self.wire
-        wire.waiting.discard(self)
+        wire.waiting.pop(self, None)
         self.connection.reset(self, code)
         wire.engine.mark(wire)
 

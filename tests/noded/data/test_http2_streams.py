@@ -16,7 +16,7 @@ from noded.data.http.client2 import Http2Client
 from noded.data.http.exchange import Exchange
 from noded.data.http.server import Responder
 from noded.data.http.server2 import Http2Server
-from noded.data.http.streams import HIGH
+from noded.data.http.streams import HIGH, MessageStream
 from tests.mesh.h2_ends import data, frame, sent
 
 GET = b"".join(
@@ -211,6 +211,34 @@ def test_many_small_messages_of_one_turn_are_not_taken_for_answers_that_nobody_r
     server.feed(frames.ping(b"12345678"))
     assert not server.wire.closed
     assert len(server.take()) == 12_002
+
+
+@pytest.mark.parametrize("piece", [13, 1 << 20], ids=["update by update", "in one read"])
+def test_a_connections_window_given_by_the_byte_has_those_that_wait_looked_at_once_a_read(
+    piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server({Setting.INITIAL_WINDOW_SIZE: 2 * HIGH})
+    records = [server.request(number) for number in range(1, 200, 2)]
+    for record in records:
+        record.responder.head(Response(200, [], -1))
+        record.responder.data(bytes(2 * HIGH))
+    server.take()
+    assert len(server.server.waiting) == len(records)
+    looked: list[MessageStream] = []
+    pump = MessageStream.pump
+
+    def noted(stream: MessageStream) -> None:
+        looked.append(stream)
+        pump(stream)
+
+    monkeypatch.setattr(MessageStream, "pump", noted)
+    wire = frames.window_update(0, 1) * 5000
+    for at in range(0, len(wire), piece):
+        server.feed(wire[at : at + piece])
+    given = [(stream, len(payload)) for kind, _, stream, payload in server.take() if kind == frames.DATA]
+    assert sum(size for _, size in given) == 5000
+    assert len(looked) == (1 if piece > 13 else 5000)
+    assert len({stream for stream, _ in given}) == (1 if piece > 13 else len(records)), "each in its turn"
 
 
 def test_a_producer_is_told_when_there_is_room_again() -> None:
