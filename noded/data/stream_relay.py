@@ -235,6 +235,13 @@ class StreamRelay(Stream):
         """The stream is gone: so is the connection."""
         if self.closed:
             return
+        if code == ErrorCode.NO_ERROR and self._half_closed and self.sock is not None and not self._muted:
+            self._eof = True  # the peer has sent all it will and wants no more: so HTTP connections are closed
+            if self._pending:
+                self.engine.modify(self._fd, self._events())
+            else:
+                self._finish()
+            return
         self.closed = True
         self._close_socket()
         self.flow.finish("UR" if self.flow.direction == "outbound" else "DR", f"the peer reset the stream ({code})")

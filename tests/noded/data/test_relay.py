@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from mesh.h2.frames import DEFAULT_WINDOW
+from mesh.h2.frames import DEFAULT_WINDOW, ErrorCode
 from mesh.h2.headers import Fields
 from noded.data.engine import EPOLLERR, EPOLLHUP, EPOLLIN, Engine
 from noded.data.inbound import InboundStream
@@ -216,6 +216,24 @@ async def test_the_tunnels_death_after_both_ends_loses_no_byte_that_had_arrived(
     stream.tunnel.close("broken")
     await trio.sleep(0.05)
     assert await received(app) == (payload, "end")
+    await flows_end(pair)
+    assert pair.client.log()[0]["flags"] == "-"
+
+
+@pytest.mark.parametrize("pending", [0, 40_000])
+async def test_a_peer_that_has_sent_all_and_wants_no_more_ends_it_in_order(pair: Mesh, pending: int) -> None:
+    """As a node closes the connection of an HTTP client or backend: END_STREAM, then NO_ERROR."""
+    app, _, stream = await pair.joined(pair.serve(small=True), small=True)
+    (far,) = {
+        id(s): s for tunnel in pair.tunnels() for s in tunnel.connection.streams.values() if s is not stream
+    }.values()
+    assert isinstance(far, StreamRelay)
+    payload = os.urandom(1000) * (pending // 1000)
+    far.connection.send_data(far, payload, end=True)
+    far.connection.reset(far, ErrorCode.NO_ERROR)
+    far.tunnel.flush()
+    assert await received(app) == (payload, "end")
+    far.on_reset(ErrorCode.CONNECT_ERROR)  # as if its own peer had
     await flows_end(pair)
     assert pair.client.log()[0]["flags"] == "-"
 
