@@ -6,7 +6,7 @@ The policies and routes are those of now; where they say other than was said the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from shlex import quote
 from typing import Any
@@ -28,12 +28,28 @@ from noded.control.view import Parts
 _HIDDEN = {name.decode() for name in CREDENTIALS}
 _NOWHERE = format_address("", 0)
 _RBAC = "RBAC"
+_ALIKE = ("kind", "direction", "workload", "source_identity", "service", "method", "code", "flags", "reason", "route")
+"""What is the same of what is told once."""
 _FORBIDDEN = 403
 
 
 async def rows(parts: Parts) -> list[dict[str, Any]]:
-    """`GET /why`: the connections and requests that were denied or failed last, the last first."""
-    found = [shown(row) for row in await parts.workers.query("failed") if "at" in row]
+    """`GET /why`: the connections and requests that were denied or failed last, the last first, of those alike one."""
+    return together(await parts.workers.query("failed"))
+
+
+def together(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of workers' rows that say the same of the same client the last, with how many there were and since when."""
+    last: dict[tuple[Any, ...], dict[str, Any]] = {}
+    counted: dict[tuple[Any, ...], dict[tuple[int, int], tuple[int, float]]] = {}
+    for row in sorted(rows, key=lambda row: float(row["at"])):
+        kind = tuple(row.get(name) for name in _ALIKE)
+        last[kind] = shown(row)
+        counted.setdefault(kind, {})[row["worker"], row["alike"]] = row["count"], row["first"]
+    found = []
+    for kind, row in last.items():
+        counts = counted[kind].values()
+        found.append({**row, "count": sum(count for count, _ in counts), "first": min(first for _, first in counts)})
     return sorted(found, key=lambda row: float(row["at"]), reverse=True)
 
 
@@ -44,7 +60,7 @@ async def why(parts: Parts, wanted: str) -> dict[str, Any]:
     if row is None:
         raise NotFound(
             f"no connection or request {wanted!r} is remembered",
-            "nodectl why lists what was denied or failed, nodectl connections what is open; others leave nothing",
+            "nodectl why lists what was denied or failed, the last of those alike; nodectl connections what is open",
         )
     enrolled = (local for local in parts.enrolments if local.uid == row["workload"])
     labels = next((local.record.workload.labels for local in enrolled), None)
@@ -58,6 +74,7 @@ def _request_id(row: Mapping[str, Any]) -> str:
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row without credentials."""
+    row = {name: value for name, value in row.items() if name != "alike"}
     if "headers" not in row:
         return {"kind": "connection", **row}
     headers = [[name, "(hidden)" if name in _HIDDEN else value] for name, value in row["headers"]]

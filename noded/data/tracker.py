@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -15,14 +14,11 @@ from mesh.authz import Denial, Permit
 from mesh.hbone import format_address
 from mesh.identity import Identity
 from mesh.model import EdgeCounts, EdgeKey, EdgeReport, Party
+from noded.data.alike import Alike
 from noded.sink import ATOMIC, Sink
 from noded.source_ports import SourcePorts
 
 UNKNOWN = Party("unknown", "unknown", "unknown", "unknown", "unknown")
-
-
-_FAILED = 256
-"""Connections that are remembered."""
 _STAMPS = 256
 
 
@@ -220,7 +216,7 @@ class Tracker:
         """Whether it is in Envoy's text format, else in JSON."""
         self._log = Sink(log_fd)
         self._flows: dict[int, Flow] = {}
-        self._failed: deque[tuple[Flow, float, str, str]] = deque(maxlen=_FAILED)
+        self._failed: Alike[tuple[Flow, float, str, str]] = Alike()
         """With when and how they ended."""
         self._edges: dict[_Edge, Tally] = {}
         self._next = 0
@@ -280,11 +276,12 @@ class Tracker:
         self._flows.pop(flow.number, None)
         if flow.direction == "passthrough":
             self.source_ports.release(flow.client_port)
+        now = time.time()
         if flags != "-" and flow.requests is None:
-            self._failed.append((flow, time.time(), flags, reason))
+            kind = flow.uid, flow.direction, flow.peer_identity, flow.service, flags, reason
+            self._failed.add(kind, (flow, now, flags, reason), now)
         if not self.logging or flow.requests is not None:
             return
-        now = time.time()
         if self.text:  # Envoy's default format, of what there is without requests
             target = format_address(flow.target, flow.target_port) if flow.target else "-"
             numbers = f"{received} {sent} {(now - flow.started) * 1000:.0f}"
@@ -363,11 +360,20 @@ class Tracker:
         return rows
 
     def failed_rows(self) -> list[dict[str, Any]]:
-        """The last connections that were denied or failed, as `GET /why` shows them, the last first."""
-        return [
-            {**flow.who(), "kind": "connection", "at": at, "policy": flow.policy, "flags": flags, "reason": reason}
-            for flow, at, flags, reason in reversed(self._failed)
-        ]
+        """The last connections that were denied or failed, as `GET /why` shows them but one by one (`Alike.rows`)."""
+
+        def row(failed: tuple[Flow, float, str, str]) -> dict[str, Any]:
+            flow, at, flags, reason = failed
+            return {
+                **flow.who(),
+                "kind": "connection",
+                "at": at,
+                "policy": flow.policy,
+                "flags": flags,
+                "reason": reason,
+            }
+
+        return self._failed.rows(row)
 
 
 _to_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

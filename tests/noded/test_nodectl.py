@@ -277,9 +277,9 @@ EXPLAINED = {"what": FAILED, "verdict": DENIED, "route": None, "target": None, "
 
 
 def test_what_was_denied_or_failed_is_listed(nodectl: Nodectl) -> None:
-    nodectl.answers(GET_why={"items": [FAILED]})
+    nodectl.answers(GET_why={"items": [{**FAILED, "count": 41, "first": NOW - 9}]})
     out = nodectl("why").out
-    assert all(word in out for word in ("0-r3", "shop/client", "GET /admin", "403", "RBAC", "shop/p rule 0"))
+    assert all(word in out for word in ("41", "0-r3", "shop/client", "GET /admin", "403", "RBAC", "shop/p rule 0"))
     assert "\x1b" not in out
     nodectl.answers(GET_why={"items": [{**CONNECTION, "kind": "connection", "at": NOW, "flags": "UF"}]})
     assert "10.77.1.2:8080" in nodectl("why").out

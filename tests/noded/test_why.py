@@ -13,7 +13,8 @@ from mesh.model import Action, Condition, Endpoint, MeshConfig, Operation, Polic
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
 from mesh.traffic import Backend, HeaderEdit, Parent, Route, RouteMatch, RouteRule, ValueMatch
-from noded.control.why import explain, shown
+from noded.control.why import explain, shown, together
+from noded.data.alike import EACH, KINDS, Alike
 from noded.data.http.recent import Recent
 
 CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
@@ -143,7 +144,7 @@ def test_a_request_that_was_edited_or_routed_otherwise_then_is_told_so() -> None
 
 
 def test_a_token_s_odd_claims_break_nothing() -> None:
-    flow = SimpleNamespace(target="10.77.0.2", target_port=8080)
+    flow = SimpleNamespace(uid="shop/web", peer_identity=None, target="10.77.0.2", target_port=8080)
     session = cast(Any, SimpleNamespace(flow=flow, who=connection()))
     asked = Request(b"GET", b"web", b"/")
     odd: dict[str, Any] = {"n": 2**80, "s": "\ud800", "\udfff": [1.5]}
@@ -161,3 +162,33 @@ def test_a_token_s_odd_claims_break_nothing() -> None:
     ended.claims = odd
     recent.inbound("1-r2", session, cast(Any, ended), 403)
     assert [row["whole"] for row in recent.rows()] == [False, True]
+
+
+def failed(number: int, worker: int = 0, alike: int = 0, **more: Any) -> dict[str, Any]:
+    row = request(**{"id": f"{worker}-r{number}", "at": float(number), "flags": "RBAC", "reason": "no", **more})
+    return {**row, "worker": worker, "alike": alike, "count": 100, "first": 0.5 + worker}
+
+
+def test_a_flood_is_told_once_with_its_last_its_count_and_since_when() -> None:
+    other = {"method": "PUT", "alike": 1, "count": 1}
+    rows = [failed(9), failed(8, path="/x"), failed(7, worker=1), {**failed(3), **other}, failed(4, reason="why")]
+    told = together(rows)
+    assert [(row["id"], row["count"], row["first"]) for row in told] == [
+        ("0-r9", 200, 0.5),
+        ("0-r4", 100, 0.5),
+        ("0-r3", 1, 0.5),
+    ]
+    assert not any("alike" in row for row in told)
+
+
+def test_a_flood_leaves_room_for_what_else_went_ill() -> None:
+    made: Alike[str] = Alike()
+    made.add("rare", "r", 1.0)
+    for number in range(1000):
+        made.add("flood", f"f{number}", 2.0)
+    rows = made.rows(lambda one: {"one": one})
+    assert [row["one"] for row in rows] == [*(f"f{999 - n}" for n in range(EACH)), "r"]
+    assert [(row["alike"], row["count"], row["first"]) for row in rows[-2:]] == [(0, 1000, 2.0), (1, 1, 1.0)]
+    for number in range(KINDS):
+        made.add(number, "x", 3.0)
+    assert len(made.rows(lambda one: {"one": one})) == KINDS

@@ -122,6 +122,8 @@ def _asked(row: Row) -> str:
 FAILED = (
     Column("ID", "id"),
     Column("AGE", "at", ago, right=True),
+    Column("COUNT", "count", right=True),
+    Column("FIRST", "first", ago, right=True),
     Column("DIRECTION", "direction"),
     Column("WORKLOAD", "workload"),
     Column("CLIENT", lambda row: short_identity(row.get("source_identity") or "") or row.get("source")),

@@ -32,6 +32,7 @@ from noded.control.cli.terminal import show
 def why(client: Client, look: Look, wanted: str | None) -> None:
     """Say why a connection or request was denied, or went where it did.
 
+    Without an ID those that say the same of the same client are one line: the last of them, how many, and since when.
     Of the connections and requests that fared well only the open connections are remembered: ask meshctl policy check
     about others.
     """
@@ -71,6 +72,8 @@ def _pairs(what: Row) -> list[tuple[str, str]]:
         pairs.append(("Outcome", f"{code}{flags}{what.get('reason', '')}".strip()))
     else:
         pairs.append(("State", str(what.get("state", ""))))
+    if what.get("count", 1) > 1:
+        pairs.append(("Alike", f"{what['count']}, the first {ago(what['first'], now)} ago"))
     return pairs
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mesh.hbone import format_address
 from mesh.message import Request
+from noded.data.alike import Alike
 
 if TYPE_CHECKING:
     from mesh.route import Matched
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from noded.data.http.outbound import OutboundExchange
     from noded.data.http.session import OutboundSession, Session
 
-KEPT = 256
 _LARGEST = 8192
 """Bytes of a head that is kept whole; of a larger one only the beginning of its path."""
 
@@ -46,13 +45,15 @@ class Recent:
     """Of this worker."""
 
     def __init__(self) -> None:
-        self._ended: deque[_Ended] = deque(maxlen=KEPT)
+        self._ended: Alike[_Ended] = Alike()
 
     def inbound(self, name: str, session: Session, exchange: InboundExchange, code: int) -> None:
         """A request of a local workload ended so."""
         request, whole = _bounded(exchange.request)
         flags, reason, claims = exchange.flags, exchange.reason, exchange.claims if whole else None
-        self._ended.append(_Ended(name, time.time(), session.who, request, whole, code, flags, reason, claims))
+        flow, now = session.flow, time.time()
+        kind = flow.uid, flow.peer_identity, flow.target_port, request.method, code, flags, reason
+        self._ended.add(kind, _Ended(name, now, session.who, request, whole, code, flags, reason, claims), now)
 
     def outbound(self, name: str, session: OutboundSession, exchange: OutboundExchange, code: int) -> None:
         """A local workload's request ended so."""
@@ -60,19 +61,21 @@ class Recent:
         if exchange.asked:
             request = replace(request, path=exchange.asked)
         request, whole = _bounded(request)
-        host, backend = exchange.host, exchange.backend
+        host, backend, matched, now = exchange.host, exchange.backend, exchange.matched, time.time()
         ended = _Ended(
-            *(name, time.time(), session.who, request, whole, code, exchange.flags, exchange.reason),
+            *(name, now, session.who, request, whole, code, exchange.flags, exchange.reason),
             service=f"{session.service}:{session.port}",
             target=format_address(host.address, host.port) if host is not None else "",
-            matched=exchange.matched,
+            matched=matched,
             backend=f"{backend.service}:{backend.port}" if backend is not None else "",
         )
-        self._ended.append(ended)
+        route = matched.route.key if matched is not None else ""
+        to = session.flow.uid, session.service, session.port, route
+        self._ended.add((to, request.method, code, exchange.flags, exchange.reason), ended, now)
 
     def rows(self) -> list[dict[str, Any]]:
-        """As `GET /why` has them, the last first, but with all headers and, as JSON, claims."""
-        return [_row(ended) for ended in reversed(self._ended)]
+        """As `GET /why` has them, but one by one (`Alike.rows`), with all headers and, as JSON, claims."""
+        return self._ended.rows(_row)
 
 
 def _bounded(request: Request) -> tuple[Request, bool]:
