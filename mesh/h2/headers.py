@@ -29,8 +29,16 @@ _Step = tuple[int, bytes, bool]
 _STEPS: dict[int, _Step] = {}
 """Of Huffman's code, by state << 8 | byte: the next state (shifted), what that spells, and if it may end there."""
 _MOST_STEPS = 8192
-_MOST_KNOWN, _LARGEST_KNOWN = 64, 256
-"""Blocks that a connection remembers; larger ones, in bytes, are not."""
+_LARGEST_KNOWN = 256
+"""Larger blocks are not remembered, bytes."""
+_MOST_KNOWN, _OBJECTS = 131_072, 1024
+"""Bytes of unpacked lists that a connection remembers, and what each takes besides. A hundred bytes may stand for 64
+KiB, which `messages` may join to one cookie: 64 such blocks, if only blocks were counted, kept 4 MiB.
+"""
+_TABLES = 10_240
+"""More than both tables hold, and a hundred names of theirs again. Nobody says the same field twice, so no list that is
+meant is larger than this and what stands in its block, where Huffman's code makes of a character 5 bits at least.
+"""
 
 
 class HeaderError(ValueError):
@@ -89,7 +97,7 @@ class Decoder:
     the table stays as it is.
     """
 
-    __slots__ = ("_dynamic", "_known", "_most", "_size")
+    __slots__ = ("_dynamic", "_kept", "_known", "_most", "_size")
 
     def __init__(self) -> None:
         self._dynamic: deque[tuple[bytes, bytes]] = deque()
@@ -97,6 +105,8 @@ class Decoder:
         self._size, self._most = 0, _TABLE_SIZE
         """Of the dynamic table, as RFC 7541 section 4.1 counts."""
         self._known: dict[bytes, Decoded] = {}
+        self._kept = 0
+        """What these take, bytes."""
 
     def decode(self, block: bytes) -> Decoded:
         """The fields of a block, in order, not to be changed; raises `HeaderError`."""
@@ -104,21 +114,25 @@ class Decoder:
         fields = known.get(block)
         if fields is None:
             try:
-                fields, changed = self._decode(block)
+                fields, size, changed = self._decode(block)
             except IndexError:
                 raise HeaderError("a header block that ends within a field") from None
             except hpack.HPACKError as error:
                 raise HeaderError(str(error)[:100]) from error  # some quote the whole block
             if changed:
                 known.clear()
+                self._kept = 0
             elif len(block) <= _LARGEST_KNOWN:
-                if len(known) >= _MOST_KNOWN:
+                size += _OBJECTS
+                self._kept += size
+                if self._kept > _MOST_KNOWN:
                     known.clear()
+                    self._kept = size
                 known[block] = fields
         return fields
 
-    def _decode(self, block: bytes) -> tuple[Decoded, bool]:
-        """Also whether the dynamic table was changed."""
+    def _decode(self, block: bytes) -> tuple[Decoded, int, bool]:
+        """Also the list's size, and whether the dynamic table was changed."""
         fields = Decoded()
         at, end, size, changed = 0, len(block), 0, False
         dynamic = self._dynamic
@@ -189,7 +203,9 @@ class Decoder:
             if size > MAX_LIST:
                 raise HeaderError(f"a header list larger than {MAX_LIST} bytes")
             fields.append(field)
-        return fields, changed
+        if size - 32 * len(fields) > 2 * end + _TABLES:
+            raise HeaderError("a header list that says the same over and over")
+        return fields, size, changed
 
     def _shrink(self) -> None:
         """Forget the oldest; an entry that is larger than the table leaves it empty."""

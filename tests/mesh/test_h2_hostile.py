@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from mesh.h2 import frames
 from mesh.h2.connection import MAX_CONTROL_FRAME, MAX_QUEUED, MAX_STREAMS, NUISANCE_LIMIT, ConnectionFailed, Stream
 from mesh.h2.frames import ErrorCode, Setting
-from mesh.h2.headers import MAX_LIST, encode_field
+from mesh.h2.headers import MAX_LIST, Decoder, encode_field
+from mesh.h2.messages import read_request
 
 from .h2_ends import (
     CONNECT,
@@ -171,6 +173,33 @@ def test_a_header_list_over_the_limit_is_refused_even_when_its_block_is_small() 
     entry = b"\x40\x01a" + b"\x7f\xa1\x1e" + b"v" * 4000  # into the dynamic table, then named by one byte each
     server.feed(frames.headers(1, CONNECT + entry, False))
     assert failure(server, frames.headers(3, b"\xbe" * 100, False)) == ErrorCode.COMPRESSION_ERROR
+
+
+def test_a_header_list_that_names_one_entry_over_and_over_is_refused() -> None:
+    """Each request of 20 bytes would have a backend sent 60 KiB."""
+    server = server_end()
+    entry = b"\x60\x7f\xa1\x1e" + b"v" * 4000  # cookie
+    server.feed(frames.headers(1, CONNECT + entry, False))
+    server.feed(frames.headers(3, CONNECT + b"\xbe" * 2, False))
+    assert failure(server, frames.headers(5, CONNECT + b"\xbe" * 3, False)) == ErrorCode.COMPRESSION_ERROR
+
+
+def test_what_a_connection_remembers_of_blocks_is_bounded_by_what_they_stand_for() -> None:
+    """Cookies are joined: what shares the table's memory in the list does not in the message."""
+    decoder = Decoder()
+    decoder.decode(b"\x60\x7f\xa1\x1e" + b"v" * 4000)
+    asked = b"\x82\x86\x84" + encode_field(b":authority", b"web")
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            read_request(decoder.decode(asked + encode_field(b"x", b"%d" % number) + b"\xbe\xbe"), True)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 512 * 1024
+    decoder = Decoder()
+    usual = [decoder.decode(asked + encode_field(b"y", b"%d" % number)) for number in range(64)]
+    assert all(decoder.decode(asked + encode_field(b"y", b"%d" % n)) is fields for n, fields in enumerate(usual))
 
 
 def test_a_header_list_at_the_limit_is_read() -> None:
