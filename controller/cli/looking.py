@@ -97,7 +97,9 @@ def edges(client: Client, look: Look, namespace: str | None, watching: bool, int
         return sorted(wanted, key=_edge_place)
 
     if not watching:
-        show(look, {"items": fetch()}, columns.EDGES, empty="No connection seen since the controller started.")
+        where = f" in namespace {namespace}" if namespace else ""
+        empty = f"No connection was seen{where} since the controller started."
+        show(look, {"items": fetch()}, columns.EDGES, empty=empty)
         return
     view = Watch.of(look, (*columns.EDGES, *mesh_columns.RATES), _edge_key, rates=("received", "sent"))
     watch(fetch, view, interval=interval, title="meshctl edges" + (f" -n {namespace}" if namespace else ""))

@@ -16,7 +16,6 @@ from mesh.present.options import examples, output_options, watch_options
 from mesh.present.table import Column, Look
 from mesh.present.watch import Watch
 
-_EMPTY = "No request seen since the controller started."
 _NAMES = {"services": ("service",), "routes": ("route",), "edges": ("source", "destination", "service")}
 
 
@@ -32,7 +31,9 @@ def _present(
 ) -> None:
     shown: Sequence[Column] = columns.REQUESTS[by]
     if not watching:
-        show(look, {"items": _fetch(client, by, namespace)}, shown, empty=_EMPTY)
+        what = "No route has taken a request" if by == "routes" else "No request was seen"
+        empty = f"{what}{f' in namespace {namespace}' if namespace else ''} since the controller started."
+        show(look, {"items": _fetch(client, by, namespace)}, shown, empty=empty)
         return
     view = Watch.of(look, shown, lambda row: tuple(row.get(name) for name in (*_NAMES[by], "kind", "security")))
     if namespace:

@@ -59,6 +59,13 @@ def watch_options(command: Callable[..., None]) -> Callable[..., None]:
     )
 
 
+def qualified(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Callback of an option that takes a `namespace/name`."""
+    if value is not None and not all(value.partition("/")[::2]):
+        raise click.BadParameter(f"'{value}' is not NAMESPACE/NAME")
+    return value
+
+
 def duration(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """Callback of an option that takes `90`, `30s`, `5m`, `24h` or `7d`: seconds, or a usage error."""
     try:

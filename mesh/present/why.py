@@ -123,17 +123,17 @@ def route_lines(why: Row) -> Iterator[str]:
         yield clean(f"  to {backend['service']} ({backend['share']:.0%}){problem}")
     for text in why.get("does", ()):
         yield clean(f"  {text}")
-    yield from _not_taken(steps)
+    yield from _not_taken(steps, "more specific, but no match" if why.get("route") else "no match")
     for one in why.get("aside", ()):
         yield clean(f"  not considered: {one['route']}: {one['reason']}")
 
 
-def _not_taken(steps: Sequence[Row]) -> Iterator[str]:
-    """The more specific matches, those that came closest first, in their order else."""
+def _not_taken(steps: Sequence[Row], how: str) -> Iterator[str]:
+    """Matches that were missed, those that came closest first, in their order else."""
     closest = sorted(steps, key=lambda step: sum(not clause["met"] for clause in step["clauses"]))
     for step in closest[:_MOST]:
         missed = "; ".join(_match(clause) for clause in step["clauses"] if not clause["met"])
-        yield clean(f"  more specific, but no match: {step['route']} rule {step['rule']}: {missed}")
+        yield clean(f"  {how}: {step['route']} rule {step['rule']}: {missed}")
     if len(closest) > _MOST:
         yield f"  and {len(closest) - _MOST} more that do not match (-o json has all)"
 

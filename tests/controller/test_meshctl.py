@@ -322,6 +322,15 @@ def test_watching_edges_on_a_terminal_redraws_until_interrupted(meshctl: Meshctl
         assert terminal.ended() == 0
 
 
+def test_nothing_seen_says_of_what_and_where(meshctl: Meshctl) -> None:
+    meshctl.api.answers.update({"GET /v1/edges": {"items": []}, "GET /v1/requests": {"items": []}})
+    since = "since the controller started.\n"
+    assert meshctl("edges").err == f"No connection was seen {since}"
+    assert meshctl("edges", "-n", "shop").err == f"No connection was seen in namespace shop {since}"
+    assert meshctl("top", "-n", "shop").err == f"No request was seen in namespace shop {since}"
+    assert meshctl("routes").err == f"No route has taken a request {since}"
+
+
 def test_describe_service_shows_its_endpoints_policies_and_edges(meshctl: Meshctl) -> None:
     out = meshctl("describe", "service", "web", "-n", "shop").out
     assert "web.shop.svc.cluster.local" in out
@@ -457,6 +466,7 @@ def test_policy_check_of_a_request_that_no_route_takes_is_a_no(meshctl: Meshctl)
     result = meshctl("policy", "check", "--from", "shop/client", "--to", "shop/web:80", "--path", "/a")
     assert result.status == 1
     assert "no route matches: the answer is 404" in result.out
+    assert "\n  no match: HTTPRoute/shop/web rule 0: header x-canary" in result.out
 
 
 def test_policy_check_of_a_connection_explains_only_when_asked_to(meshctl: Meshctl) -> None:

@@ -71,6 +71,23 @@ def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Node
         yield Nodectl(tmp_path / "noded.sock", api, capsys)
 
 
+def test_nothing_found_is_told_apart_from_nothing_there(nodectl: Nodectl) -> None:
+    nodectl.api.answers.update({"GET /requests": {"items": [], "after": ""}, "GET /endpoints": {"items": []}})
+    assert nodectl("requests").err.startswith("No request of late.")
+    assert nodectl("requests", "--code", "404").err.startswith("No such request of late.")
+    assert nodectl("endpoints").err == "No request was sent to any service yet.\n"
+    assert nodectl("endpoints", "--service", "shop/web").err == "No request was sent to shop/web yet.\n"
+
+
+@pytest.mark.parametrize("name", ["web", "/web", "shop/"])
+@pytest.mark.parametrize("option", ["requests --workload", "connections --workload", "endpoints --service"])
+def test_a_name_without_its_namespace_is_refused(nodectl: Nodectl, option: str, name: str) -> None:
+    result = nodectl(*option.split(), name)
+    assert result.status == 2
+    assert f"'{name}' is not NAMESPACE/NAME" in result.err
+    assert not nodectl.api.requests
+
+
 def test_requests_are_a_table_of_those_asked_for(nodectl: Nodectl) -> None:
     row = nodectl("requests", "--path", "/a*", "--code", "5xx", "--method", "get", "--no-headers").out.split()
     assert row[0] == "0-r3"

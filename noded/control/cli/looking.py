@@ -9,7 +9,7 @@ import click
 
 from mesh.present import columns as mesh_columns
 from mesh.present.failure import Exit
-from mesh.present.options import examples, output_options, watch_options
+from mesh.present.options import examples, output_options, qualified, watch_options
 from mesh.present.table import Look, Output, fields, structured, table
 from mesh.present.units import age, ago, count
 from mesh.present.watch import Watch
@@ -131,7 +131,13 @@ def certs(client: Client, look: Look) -> None:
     "nodectl connections --watch -o json | jq -r 'select(.type == \"DELETED\").object.source'",
 )
 @click.command()
-@click.option("--workload", metavar="NS/NAME", shell_complete=workload_names, help="Only this local workload's.")
+@click.option(
+    "--workload",
+    metavar="NS/NAME",
+    callback=qualified,
+    shell_complete=workload_names,
+    help="Only this local workload's.",
+)
 @watch_options
 @output_options
 @click.pass_obj

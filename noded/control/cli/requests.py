@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mesh.present.options import examples, output_options
+from mesh.present.options import examples, output_options, qualified
 from mesh.present.table import Look, Output, structured, table
 from noded.control.cli import columns
 from noded.control.cli.client import Client
@@ -22,7 +22,13 @@ from noded.control.cli.terminal import show
     "nodectl requests --watch -o json | jq -r .request_id",
 )
 @click.command()
-@click.option("--workload", metavar="NS/NAME", shell_complete=workload_names, help="Only this local workload's.")
+@click.option(
+    "--workload",
+    metavar="NS/NAME",
+    callback=qualified,
+    shell_complete=workload_names,
+    help="Only this local workload's.",
+)
 @click.option("--path", metavar="GLOB", help="Only these: `/api/*`.")
 @click.option("--method", help="Only this one.")
 @click.option("--code", metavar="CODE", help="Only this status: `503`, or `5xx`.")
@@ -50,7 +56,8 @@ def requests(
     given = {"workload": workload, "path": path, "method": method.upper() if method else None, "code": code}
     query = {name: value for name, value in given.items() if value}
     if not watching:
-        empty = "No request. Where there is no access log in JSON, only --watch sees any."
+        such = " such" if query else ""
+        empty = f"No{such} request of late. Where there is no access log in JSON, only --watch sees any."
         show(look, {"items": client.get("/requests", **query)["items"]}, columns.REQUESTS, empty=empty)
         return
     _follow(client, look, query, interval)
@@ -91,7 +98,7 @@ def routes(client: Client, look: Look) -> None:
 
 @examples("nodectl endpoints", "nodectl endpoints --service shop/web -o wide")
 @click.command()
-@click.option("--service", metavar="NS/NAME", shell_complete=service_names, help="Only this one's.")
+@click.option("--service", metavar="NS/NAME", callback=qualified, shell_complete=service_names, help="Only this one's.")
 @output_options
 @click.pass_obj
 def endpoints(client: Client, look: Look, service: str | None) -> None:
@@ -101,4 +108,5 @@ def endpoints(client: Client, look: Look, service: str | None) -> None:
     uses.
     """
     query = {"service": service} if service else {}
-    show(look, client.get("/endpoints", **query), columns.ENDPOINTS, empty="No request was sent to any service yet.")
+    empty = f"No request was sent to {service or 'any service'} yet."
+    show(look, client.get("/endpoints", **query), columns.ENDPOINTS, empty=empty)
