@@ -7,7 +7,6 @@ for all requests of a connection, or for all of an edge with one outcome: that i
 
 from __future__ import annotations
 
-import functools
 import time
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING
@@ -42,6 +41,11 @@ _DETAILS = {
     "UT": "response_timeout",
 }
 """Envoy's `response_code_details` for what the proxy answered itself, by the first of the flags."""
+_MOST, _MOST_PATH = 1024, 4096
+"""Of a header's value, and of a path with its query, bytes: the rest is left out. The last lines are also kept in
+memory, and a byte may take six there.
+"""
+_LONG, _MANY = 256, 512
 _SERVED = ("-", "DI", "URX")
 """Flags with which a backend's answer is passed on."""
 
@@ -76,7 +80,7 @@ def json_line(
         f'{{"time":"{tracker.stamp(now)}","type":"request","id":"{identifier}"'
         f',"start_time":"{tracker.stamp(now - seconds)}"'
         f',"method":{_often(request.method)},"authority":{_often(request.authority)}'
-        f',"path":{quoted((exchange.asked or request.path).decode("latin-1"))}'
+        f',"path":{quoted((exchange.asked or request.path)[:_MOST_PATH].decode("latin-1"))}'
         f"{tally.line or _of_outcome(edge, exchange, tally)}"
         f',"bytes_received":{exchange.received},"bytes_sent":{exchange.sent},"duration":{int(seconds * 1000)}'
         f',"upstream_service_time":{waited},"request_id":{_text(header(b"x-request-id"))}'
@@ -87,11 +91,22 @@ def json_line(
 
 
 def _text(value: bytes | None) -> str:
-    return "null" if value is None else quoted(value.decode("latin-1"))
+    return "null" if value is None else quoted(value[:_MOST].decode("latin-1"))
 
 
-_often = functools.lru_cache(512)(_text)
-"""For what many requests have in common."""
+class _Often(dict[bytes | None, str]):
+    """For what many requests have in common; nothing long, as a client may make it up."""
+
+    def __missing__(self, value: bytes | None) -> str:
+        text = _text(value)
+        if value is None or len(value) <= _LONG:
+            if len(self) >= _MANY:
+                self.clear()
+            self[value] = text
+        return text
+
+
+_often = _Often().__getitem__
 
 
 def _decided(verdict: Permit | Denial) -> str:
@@ -150,7 +165,7 @@ def text_line(
     status = exchange.response.status if exchange.response is not None else 0
     served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
     waited = int((exchange.answered_at - exchange.started) * 1000) if served else "-"
-    asked = f"{request.method.decode('latin-1')} {(exchange.asked or request.path).decode('latin-1')}"
+    asked = f"{request.method.decode('latin-1')} {(exchange.asked or request.path)[:_MOST_PATH].decode('latin-1')}"
     return (
         f"[{tracker.stamp(time.time() - seconds)}] {quoted(f'{asked} {_protocol(session, request)}')}"
         f" {status} {exchange.flags} {exchange.received} {exchange.sent} {int(seconds * 1000)}"
@@ -161,7 +176,7 @@ def text_line(
 
 
 def _dashed(value: bytes | None) -> str:
-    return '"-"' if value is None else quoted(value.decode("latin-1"))
+    return '"-"' if value is None else quoted(value[:_MOST].decode("latin-1"))
 
 
 def refused(tracker: Tracker, session: Session, error: BadMessage, *, text: bool) -> str:

@@ -163,6 +163,31 @@ async def test_a_request_has_one_id_in_log_list_and_where_why_is_asked(pair: tup
         assert line["id"] == row["id"] == remembered["id"] == "0-r2"
 
 
+async def test_long_headers_neither_fill_the_log_nor_the_memory(pair: tuple[Lab, Pod, Pod]) -> None:
+    _, client, pod = pair
+    count = 200
+
+    def resident(of: Pod) -> int:
+        assert of.process is not None
+        status = Path(f"/proc/{of.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    with server(pod, 8080, Web()):
+        await asked(client, GET)
+        before = [resident(of) for of in (client, pod)]
+        for number in range(count):
+            agent = b"\r\nUser-Agent: %d" % number + b"\xff" * 55_000
+            answer = await asked(
+                client, GET.replace(b"/a?b=c", b"/a?" + b"b" * 4500).replace(b"\r\n", agent + b"\r\n", 1)
+            )
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        line = (await logged(client, count + 1))[-1]
+        grown = [resident(of) - then for of, then in zip((client, pod), before, strict=True)]
+    assert line["user_agent"] == "199" + "\xff" * 1021
+    assert line["path"] == "/a?" + "b" * 4093
+    assert max(grown) < 40 * 1024
+
+
 async def test_the_path_before_a_rewrite_is_logged(pair: tuple[Lab, Pod, Pod]) -> None:
     made, client, pod = pair
     rule = RouteRule(backends=(Backend("shop/web", 80),), rewrite=Rewrite(path_edit=PathEdit.FULL, path="/new"))
