@@ -65,9 +65,9 @@ def mesh(cluster: Cluster) -> Iterator[Mesh]:
 
 
 @pytest.fixture
-def shop(mesh: Mesh, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Space]:
+def shop(mesh: Mesh, cluster: Cluster) -> Iterator[Space]:
     """An enrolled namespace."""
-    with space(cluster, f"shop-{os.getpid()}-{abs(hash(request.node.name)) % 10000}") as made:
+    with space(cluster, "shop") as made:
         cluster.kubectl("label", "namespace", made.name, "nodemesh.dev/mode=enabled")
         yield made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -86,12 +87,15 @@ class Space:
 
 
 @contextmanager
-def space(cluster: Cluster, name: str) -> Iterator[Space]:
+def space(cluster: Cluster, prefix: str) -> Iterator[Space]:
     """A new namespace, removed with all that is in it."""
+    name = f"{prefix}-{secrets.token_hex(4)}"
     cluster.kubectl("create", "namespace", name)
     try:
         # Pods are refused until it is there.
         eventually(lambda: cluster.get("-n", name, "serviceaccount", "default"))
         yield Space(cluster, name)
     finally:
-        cluster.kubectl("delete", "namespace", name, "--wait=true", "--timeout=60s")
+        # Pods end now. With the rest of a namespace Kubernetes begins after five seconds, in which nobody need wait.
+        cluster.kubectl("-n", name, "delete", "deployments,jobs,pods", "--all", "--timeout=60s")
+        cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -225,7 +225,7 @@ def test_while_noded_is_away_a_pod_of_the_mesh_waits_and_another_does_not(
     shop.start(web("web", "node-b"), web("local", "node-a"), idle("client", "node-a"))
     far, near = f"{shop.address('web')}:8080", f"{shop.address('local')}:8080"
     eventually(lambda: shop.fetch("client", far) == "web")
-    with space(cluster, f"plain-{os.getpid()}") as plain:
+    with space(cluster, "plain") as plain:
         eventually(lambda: plain.kubectl("get", "configmap", "kube-root-ca.crt"))
         # Nobody replaces the pod meanwhile.
         with paused(cluster, "kube-controller-manager"):

@@ -61,7 +61,7 @@ for path in pathlib.Path("/run/netns").iterdir():
 @pytest.fixture(scope="module")
 def shop(cluster: Cluster) -> Iterator[Space]:
     """A web server on each node."""
-    with space(cluster, f"shop-{os.getpid()}") as made:
+    with space(cluster, "shop") as made:
         made.start(web("web-a", "node-a"), web("web-b", "node-b"))
         yield made
 
@@ -166,7 +166,7 @@ def test_the_api_server_is_restarted_and_pods_notice_nothing(cluster: Cluster, s
 
 
 def test_a_node_that_is_switched_off_is_lost_and_comes_back_with_its_pods(cluster: Cluster) -> None:
-    with space(cluster, f"lost-{os.getpid()}") as there:
+    with space(cluster, "lost") as there:
         forever = [{"key": "node.kubernetes.io/unreachable", "operator": "Exists"}]
         there.start(web("near", "node-a"), _tolerating(web("stays", "node-b"), forever))
         cluster.stop_node("node-b")

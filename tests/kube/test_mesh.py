@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ def test_under_strict_kubelets_probes_pass_and_plaintext_does_not(mesh: Mesh, sh
     by_exec["spec"]["containers"][0]["readinessProbe"] = {"exec": {"command": ["true"]}, "periodSeconds": 1}
     shop.start(web("by-http", "node-b"), by_tcp, by_exec, idle("client", "node-a"))
     assert shop.fetch("client", f"{shop.address('by-http')}:8080") == "by-http"
-    with space(cluster, f"outside-{os.getpid()}") as outside:
+    with space(cluster, "outside") as outside:
         outside.start(idle("outsider", "node-b"))
         assert outside.fetch("outsider", f"{shop.address('by-http')}:8080") == ""
         assert outside.fetch("outsider", f"{shop.address('by-tcp')}:8080") == ""
@@ -161,7 +160,7 @@ def test_pods_outside_the_mesh_and_on_the_hosts_network_are_left_alone(
     mesh: Mesh, cluster: Cluster, shop: Space
 ) -> None:
     shop.start(idle("host", "node-a", hostNetwork=True), web("in", "node-a"), idle("inner", "node-a"))
-    with space(cluster, f"plain-{os.getpid()}") as plain:
+    with space(cluster, "plain") as plain:
         plain.start(web("web", "node-b"), idle("client", "node-a"))
         outside = f"{plain.address('web')}:8080"
         for client in ("host", "inner"):

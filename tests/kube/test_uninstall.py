@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from kubebed.cluster import Cluster
 from tests.kube.load import echo, held, unharmed
 from tests.kube.mesh import STRICT, Mesh, idle, left, pod_networks
@@ -11,7 +9,7 @@ from tests.kube.pods import eventually, space, web
 
 
 def test_uninstalling_leaves_nothing_and_pods_run_on(mesh: Mesh, cluster: Cluster) -> None:
-    with space(cluster, f"shop-{os.getpid()}") as shop:
+    with space(cluster, "shop") as shop:
         shop.start(web("web", "node-b"), idle("client", "node-a"), echo("echo", "node-b"))
         shop.start(held("held", "node-a", f"{shop.address('echo')}:7000"))
         before = {node: pod_networks(cluster, node) for node in cluster.hosts}
