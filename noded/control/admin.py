@@ -247,8 +247,9 @@ async def _requests(parts: Parts, request: Request) -> Any:
 
 async def _endpoints(parts: Parts, request: Request) -> Any:
     wanted = request.query_params.get("service")
-    rows = view.endpoints(await parts.workers.query("endpoints"))
-    return {"items": [row for row in rows if wanted in (None, row["service"])]}
+    seen = [row for row in await parts.workers.query("endpoints") if wanted in (None, row["service"])]
+    services = [service for key, service in parts.state.snapshot.services.items() if wanted in (None, key)]
+    return {"items": view.endpoints(seen, services, {local.uid for local in parts.enrolments})}
 
 
 async def _routes(parts: Parts, _request: Request) -> Any:

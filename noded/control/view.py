@@ -6,12 +6,13 @@ import dataclasses
 import enum
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mesh.authz.selection import applies
-from mesh.model import PeerAuth, Policy, RequestAuth
+from mesh.detect import protocol
+from mesh.model import Endpoint, PeerAuth, Policy, RequestAuth, Service
 from noded.config import Config
 from noded.control import metrics
 from noded.control.certs import Certificates
@@ -137,13 +138,25 @@ def policies(parts: Parts) -> list[dict[str, Any]]:
     return rows
 
 
-def endpoints(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`GET /endpoints`: what the workers see of each, as one. Their latencies are averaged."""
+def endpoints(
+    rows: Iterable[dict[str, Any]], services: Iterable[Service] = (), local: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """`GET /endpoints`: what the workers see of each, as one. Their latencies are averaged.
+
+    With those of `services` that no worker has had to do with yet. `local` are the uids of this node's workloads.
+    """
     found: dict[tuple[str, int, str, int], list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault((row["service"], row["port"], row["address"], row["target_port"]), []).append(row)
-    merged = []
-    for _, seen in sorted(found.items()):
+    merged = [
+        _unused(service, port.port, endpoint, target, local)
+        for service in services
+        for index, port in enumerate(service.ports)
+        if protocol(port) != "tcp"
+        for endpoint in service.endpoints
+        if (target := endpoint.ports[index]) and (service.key, port.port, endpoint.address, target) not in found
+    ]
+    for seen in found.values():
         used = [row["ewma_ms"] for row in seen if row["ewma_ms"]]
         merged.append(
             {
@@ -156,7 +169,24 @@ def endpoints(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "workers": len(seen),
             }
         )
-    return merged
+    return sorted(merged, key=lambda row: (row["service"], row["port"], row["address"], row["target_port"]))
+
+
+def _unused(service: Service, port: int, endpoint: Endpoint, target: int, local: Collection[str]) -> dict[str, Any]:
+    return {
+        "service": service.key,
+        "port": port,
+        "address": endpoint.address,
+        "target_port": target,
+        "workload": endpoint.workload,
+        "local": endpoint.workload in local,
+        "active": 0,
+        "ejected_seconds": 0.0,
+        "ejected_by": 0,
+        "ewma_ms": 0.0,
+        "consecutive_errors": 0,
+        "workers": 0,
+    }
 
 
 def gauges(parts: Parts) -> metrics.Gauges:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mesh.model import Endpoint, Service, ServicePort
 from noded.control.cli import main
 from noded.control.view import endpoints
 from tests.unix_api import Api, Request, Result, bash_completes, invoke, serving
@@ -75,8 +76,9 @@ def test_nothing_found_is_told_apart_from_nothing_there(nodectl: Nodectl) -> Non
     nodectl.api.answers.update({"GET /requests": {"items": [], "after": ""}, "GET /endpoints": {"items": []}})
     assert nodectl("requests").err.startswith("No request of late.")
     assert nodectl("requests", "--code", "404").err.startswith("No such request of late.")
-    assert nodectl("endpoints").err == "No request was sent to any service yet.\n"
-    assert nodectl("endpoints", "--service", "shop/web").err == "No request was sent to shop/web yet.\n"
+    assert nodectl("endpoints").err == "No service has an endpoint that requests can be sent to.\n"
+    result = nodectl("endpoints", "--service", "shop/web")
+    assert result.err == "shop/web has no endpoint that requests can be sent to.\n"
 
 
 @pytest.mark.parametrize("name", ["web", "/web", "shop/"])
@@ -116,6 +118,21 @@ def test_endpoints_of_several_workers_are_one(nodectl: Nodectl) -> None:
     row = nodectl("endpoints", "--service", "shop/web", "--no-headers").out.split()
     assert row == ["shop/web", "80", "10.77.2.2:8080", "shop/web", "ejected", "4", "4.0ms", "0"]
     assert nodectl.api.requests[-1].query == {"service": "shop/web"}
+
+
+def test_endpoints_that_nobody_has_used_are_shown_as_such(nodectl: Nodectl) -> None:
+    ports = (ServicePort("", 80), ServicePort("tcp-db", 90), ServicePort("grpc", 91))
+    known = Service("web", "shop", (), ports, (Endpoint("10.77.2.2", "shop/web", (8080, 9090, 0)),))
+    other = Service("api", "shop", (), ports[:1], (Endpoint("10.77.2.3", "shop/api", (8080,)),))
+    nodectl.api.answers["GET /endpoints"] = {
+        "items": endpoints([{**ENDPOINT, "worker": 0}], (known, other), ["shop/api"])
+    }
+    rows = [line.split() for line in nodectl("endpoints", "--no-headers", "-o", "wide").out.splitlines()]
+    assert [row[:5] for row in rows] == [
+        ["shop/api", "80", "10.77.2.3:8080", "shop/api", "unused"],
+        ["shop/web", "80", "10.77.2.2:8080", "shop/web", "healthy"],
+    ]
+    assert [row[-1] for row in rows] == ["yes", "no"]
 
 
 def test_routes_show_where_they_lead(nodectl: Nodectl) -> None:

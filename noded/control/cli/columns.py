@@ -183,12 +183,18 @@ ROUTES = (
     Column("MATCHES", _matches, wide=True),
 )
 
+def _endpoint_state(row: Row) -> str:
+    if not row.get("workers"):
+        return "unused"
+    return "ejected" if row.get("ejected_seconds") else "healthy"
+
+
 ENDPOINTS = (
     Column("SERVICE", "service"),
     Column("PORT", "port", right=True),
     Column("ADDRESS", lambda row: f"{row.get('address')}:{row.get('target_port')}"),
     Column("WORKLOAD", "workload"),
-    Column("STATE", lambda row: "ejected" if row.get("ejected_seconds") else "healthy", state=True),
+    Column("STATE", _endpoint_state, state=True),
     Column("ACTIVE", "active", right=True),
     Column("LATENCY", lambda row: row.get("ewma_ms") or None, milliseconds, right=True),
     Column("ERRORS", "consecutive_errors", right=True),

@@ -102,11 +102,11 @@ def routes(client: Client, look: Look) -> None:
 @output_options
 @click.pass_obj
 def endpoints(client: Client, look: Look, service: str | None) -> None:
-    """List the endpoints that this node sends requests to: under way, latency, ejected or not.
+    """List the endpoints of services that requests can be sent to: under way, latency, ejected or not.
 
-    Of services that requests were sent to since noded started; latency is the peak-sensitive average that balancing
-    uses.
+    Those of ports that are declared HTTP, or nothing, as this node's workloads see them; `unused`: none of them has
+    sent any there since noded started. Latency is the peak-sensitive average that balancing uses.
     """
     query = {"service": service} if service else {}
-    empty = f"No request was sent to {service or 'any service'} yet."
+    empty = f"{service or 'No service'} has {'no' if service else 'an'} endpoint that requests can be sent to."
     show(look, client.get("/endpoints", **query), columns.ENDPOINTS, empty=empty)
