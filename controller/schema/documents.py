@@ -83,7 +83,7 @@ def read(file: str, text: str) -> tuple[list[Document], list[Problem]]:
             reader.take()
             problems.append(bad.problem)
         except yaml.YAMLError as error:
-            problems.append(_syntax(file, offset, error))
+            problems.append(_syntax(file, offset, chunk, error))
         if reader.exhausted:
             break
     return documents, problems
@@ -114,16 +114,17 @@ def _check_depth(file: str, offset: int, chunk: str) -> None:
             depth -= 1
 
 
-def _syntax(file: str, offset: int, error: yaml.YAMLError) -> Problem:
+def _syntax(file: str, offset: int, chunk: str, error: yaml.YAMLError) -> Problem:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         message = ", ".join(part for part in (error.context, error.problem) if part)
         line, column = (mark.line, mark.column) if mark else (0, 0)
     else:
         line, column, message = 0, 0, str(error).splitlines()[0]
-    return Problem(
-        file, offset + line + 1, column + 1, "", f"not valid YAML: {message}", "check indentation and quotes"
-    )
+    at_fault = chunk.splitlines()[line : line + 1]
+    tab = at_fault and at_fault[0][column : column + 1] == "\t"
+    remedy = "indent with spaces: YAML has no tabs" if tab else "check indentation and quotes"
+    return Problem(file, offset + line + 1, column + 1, "", f"not valid YAML: {message}", remedy)
 
 
 class _Bad(Exception):

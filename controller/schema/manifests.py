@@ -161,6 +161,15 @@ def _metadata(metadata: Metadata, namespace: str) -> dict[str, Any]:
     return kept
 
 
+_INSTEAD = {
+    "VirtualService": "write an HTTPRoute or a GRPCRoute, and a TrafficPolicy for retries, faults and limits",
+    "DestinationRule": "write a TrafficPolicy; subsets are Services of their own in an HTTPRoute",
+    "ServiceEntry": "write a Service and, for each address, a Workload",
+    "WorkloadEntry": "write a Workload",
+}
+"""What does here what a kind of Istio's does."""
+
+
 def _kind(document: Document, value: Any, at: Path) -> tuple[Kind | None, list[Problem]]:
     """The document's kind if it is known, whatever else is wrong with it."""
     name, version = (value.get("kind"), value.get("apiVersion")) if isinstance(value, Mapping) else (None, None)
@@ -168,8 +177,9 @@ def _kind(document: Document, value: Any, at: Path) -> tuple[Kind | None, list[P
         return None, []  # the envelope's own check has said so
     kind = KINDS.get(name)
     if kind is None:
-        near = [known for known in KINDS if known.lower() == name.lower()] or difflib.get_close_matches(name, KINDS, 1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(KINDS)}"
+        near = [known for known in KINDS if known.lower() == name.lower()]
+        near = near or difflib.get_close_matches(name, KINDS, 1, cutoff=0.75)
+        remedy = f"did you mean {near[0]!r}?" if near else _INSTEAD.get(name) or f"known: {', '.join(KINDS)}"
         return None, [document.problem((*at, "kind"), f"kind {name!r} is not known here", remedy)]
     if version not in kind.api_versions:
         message = f"{name} has no apiVersion {version!r}"

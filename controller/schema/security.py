@@ -7,6 +7,7 @@ principal that is no SPIFFE path), because in a DENY policy it would silently le
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from collections.abc import Callable
@@ -266,9 +267,9 @@ def _key(key: str) -> str:
         raise wrong(f"the attribute {key!r} is not available", _REPLACED[key])
     if key.startswith(("request.headers", "request.auth.claims")):
         raise wrong(f"the attribute {key!r} lacks a name in brackets", "write it as request.headers[user-agent]")
-    raise wrong(
-        f"unknown attribute {key!r}", f"known: {', '.join(sorted({*_VALUES, *_HTTP_KEYS}))}, request.headers[…]"
-    )
+    known = [*sorted({*_VALUES, *_HTTP_KEYS}), "request.headers[…]", "request.auth.claims[…]"]
+    near = difflib.get_close_matches(re.sub(r"\[.*", "[…]", key), known, 1, cutoff=0.85)
+    raise wrong(f"unknown attribute {key!r}", f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 
 
 class Condition(Strict):
