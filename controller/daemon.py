@@ -72,7 +72,7 @@ class Daemon:
         self.publisher = Publisher(self.home.world, mesh, self.home.ranges)
         self.telemetry = Telemetry(self.clock)
         register = self.home.register
-        self.limits = SharedLimits(lambda: self.publisher.world, replicated=config.store == "kubernetes")
+        self.limits = SharedLimits(lambda: self.publisher.world, self.home.forward)
         parts = Parts(
             register,
             self.publisher,
@@ -84,7 +84,8 @@ class Daemon:
             self.limits,
             self.home.assigned,
         )
-        self.link = LinkServer(parts, ServerTls(self.authority, config.advertise, self.clock))
+        self.tls = ServerTls(self.authority, config.advertise, self.clock)
+        self.link = LinkServer(parts, self.tls)
         self.rotation = Rotation(
             self.home.ca,
             self.authority,
@@ -130,7 +131,6 @@ class Daemon:
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.publisher.run)
-                    nursery.start_soon(self.limits.run)
                     nursery.start_soon(self.home.keys.run)
                     await nursery.start(serve, self.api.monitoring(), monitoring)
                     nursery.start_soon(self._serve, link, local, lambda: task_status.started(ports))
@@ -142,7 +142,9 @@ class Daemon:
     async def _serve(self, link: socket.socket, local: socket.socket, started: Callable[[], None]) -> None:
         """Serve nodes and meshctl once there is something to serve them."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.home.run, self.publisher, lambda: self.link.statuses, self.rotation)
+            await nursery.start(
+                self.home.run, self.publisher, lambda: self.link.statuses, self.rotation, self.limits, self.tls
+            )
             nursery.start_soon(self.link.serve, link)
             await nursery.start(serve, self.api.application(), local)
             self.ready = True

@@ -23,7 +23,7 @@ from controller.ca import Authority, CsrError, Issued, key_hash, public_key_of
 from controller.schema.names import canonical
 from controller.store import Credential, Node, Store
 from controller.tokens import Scope, hash_of
-from mesh.identity import Identity, IdentityError, node_uri
+from mesh.identity import Identity, IdentityError, controller_identity, node_uri
 from mesh.model import Enrolment
 from mesh.names import is_label, is_subdomain
 
@@ -233,9 +233,11 @@ class Enroller:
         if not (is_subdomain(raw.name) and is_label(raw.namespace) and is_subdomain(raw.service_account)):
             raise Refusal("name, namespace and service account must be lower-case DNS names")
         try:
-            Identity(self._authority.trust_domain, raw.namespace, raw.service_account)
+            identity = Identity(self._authority.trust_domain, raw.namespace, raw.service_account)
         except IdentityError as error:
             raise Refusal(str(error)) from error
+        if identity == controller_identity(identity.trust_domain):
+            raise Refusal(f"{identity.principal} is the controller's own identity: use another service account")
         if len(raw.labels) > _MAX_LABELS or any(len(k) > 317 or len(v) > 63 for k, v in raw.labels.items()):
             raise Refusal(f"more than {_MAX_LABELS} labels, or one longer than 317 (key) or 63 (value) characters")
         if not self.scope(node).allows(raw.namespace, raw.service_account):

@@ -1,7 +1,8 @@
 """The server that nodes connect to: TLS 1.3, certificate optional, who comes in and how many.
 
 A connection without a certificate may do one thing: show a join token and get one. A connection with one is a node's;
-a newer connection of the same node replaces the older, which is most likely dead without having said so.
+a newer connection of the same node replaces the older, which is most likely dead without having said so. One with the
+controller's own identity is another replica's (see `controller.forwarding`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import NoReturn
 import trio
 from cryptography import x509
 
-from controller.ca import Authority, signer_of
+from controller.ca import Authority, Issued, signer_of
 from controller.enrol import Refusal
+from controller.forwarding import FromReplica, ReplicaSession
 from controller.session import Broken, NodeStatus, Parts, Session
 from mesh.codec import DecodeError
-from mesh.identity import IdentityError, parse_node_uri, renew_at
+from mesh.identity import IdentityError, controller_identity, parse_node_uri, renew_at
 from mesh.sync import (
     MAX_FRAME,
     MAX_FRAME_BEFORE_HELLO,
@@ -68,12 +70,29 @@ class ServerTls:
             self._context, self._generation = self._make(), self._authority.generation
         return self._context
 
+    def client_context(self) -> ssl.SSLContext:
+        """One to connect to another replica with. Who answers is to be checked by `is_controller`."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        self._load(context)
+        return context
+
+    def is_controller(self, certificate: bytes) -> bool:
+        """Whether a certificate (DER), verified by TLS, has the controller's own identity."""
+        return _uri_of(certificate) == controller_identity(self.trust_domain).uri
+
     def _make(self) -> ssl.SSLContext:
-        issued, key = self._authority.server_credential(self._names, _SERVER_LIFE, self._clock())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0  # a resumed session would skip the look at the certificate
         context.verify_mode = ssl.CERT_OPTIONAL
+        issued = self._load(context)
+        self._renew_at = renew_at(issued.not_before, issued.not_after, 0.0)
+        return context
+
+    def _load(self, context: ssl.SSLContext) -> Issued:
+        """A new certificate and the roots."""
+        issued, key = self._authority.server_credential(self._names, _SERVER_LIFE, self._clock())
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(cadata=self._authority.bundle.decode())
         # `ssl` loads keys from files only, and a key is not to be on a disk.
         memory = os.memfd_create("controller-key", os.MFD_CLOEXEC)
@@ -81,8 +100,7 @@ class ServerTls:
             file.write(issued.chain + key)
             file.flush()
             context.load_cert_chain(f"/proc/self/fd/{memory}")
-        self._renew_at = renew_at(issued.not_before, issued.not_after, 0.0)
-        return context
+        return issued
 
 
 class LinkServer:
@@ -140,20 +158,20 @@ class LinkServer:
             self._crowded(peer)
             return
         stream = trio.SSLStream(tcp, self._tls.context(), server_side=True, https_compatible=True)
-        reader = Reader(FromNode, MAX_FRAME_BEFORE_HELLO)
         self._strangers[peer] += 1
         try:
             with trio.move_on_after(_HELLO_SECONDS) as scope:
                 await stream.do_handshake()
                 certificate: bytes | None = stream.getpeercert(binary_form=True)
-                node = self._node_of(certificate) if certificate else None
-                if node is not None:
-                    reader.limit = MAX_FRAME
+                replica = certificate is not None and self._tls.is_controller(certificate)
+                node = self._node_of(certificate) if certificate and not replica else None
+                known = replica or node is not None
+                reader = Reader(FromReplica if replica else FromNode, MAX_FRAME if known else MAX_FRAME_BEFORE_HELLO)
                 messages = await _some(stream, reader)
                 if not messages:  # a node that joins looks at the certificate first, and comes back
                     return
                 first, *early = messages
-                if node is None:
+                if not known:
                     await self._join(stream, first)
             if scope.cancelled_caught:
                 raise Broken(f"said nothing for {_HELLO_SECONDS:.0f} s")
@@ -166,7 +184,9 @@ class LinkServer:
             self._strangers[peer] -= 1
             if not self._strangers[peer]:
                 del self._strangers[peer]
-        if node is not None:
+        if replica:
+            await self._serve_replica(stream, reader, messages)
+        elif node is not None:
             if not isinstance(first, Hello):
                 raise Broken(f"sent {type(first).__name__} before Hello")
             await self._serve_node(node, stream, reader, first, early, peer)
@@ -185,12 +205,9 @@ class LinkServer:
         """The node that a certificate, verified by TLS, stands for. Raises `Refusal`."""
         parsed = x509.load_der_x509_certificate(certificate)
         try:
-            san = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-            (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
-            trust_domain, node = parse_node_uri(uri)
-        except (x509.ExtensionNotFound, ValueError) as error:
-            detail = f": {error}" if isinstance(error, IdentityError) else ""
-            raise Refusal(f"the certificate is not a node's{detail}") from error
+            trust_domain, node = parse_node_uri(_uri_of(certificate))
+        except IdentityError as error:
+            raise Refusal(f"the certificate is not a node's: {error}") from error
         if trust_domain != self._tls.trust_domain:
             raise Refusal(f"the certificate is of trust domain {trust_domain}")
         self._parts.enroller.authenticate(node, f"{parsed.serial_number:x}")
@@ -203,6 +220,16 @@ class LinkServer:
         joined = Joined(issued.chain, self._parts.roots(), self._tls.trust_domain)
         await stream.send_all(frame(joined, FromController))
         await stream.aclose()
+
+    async def _serve_replica(
+        self, stream: trio.SSLStream[trio.SocketStream], reader: Reader, messages: list[object]
+    ) -> None:
+        try:
+            await ReplicaSession(self._parts.limits, stream, reader).run(messages)
+        except* (DecodeError, trio.TooSlowError) as group:
+            raise Broken(f"replica: {str(_only(group)) or 'silent, or does not read'}") from group
+        except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            _log.info("another replica's connection broke", extra={"reason": str(_only(group).__cause__)})
 
     async def _serve_node(
         self,
@@ -241,6 +268,17 @@ class LinkServer:
                 if self._live.get(node) is scope:
                     del self._live[node]
         _log.info("node disconnected", extra={"node": node})
+
+
+def _uri_of(certificate: bytes) -> str:
+    """The one SPIFFE id of a certificate (DER), or `""`."""
+    try:
+        extensions = x509.load_der_x509_certificate(certificate).extensions
+        san = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        return ""
+    return uri
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:

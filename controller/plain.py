@@ -11,6 +11,8 @@ from controller.ca import Authority
 from controller.config import Config
 from controller.enrol import Enroller
 from controller.issuer_keys import IssuerKeys
+from controller.limits import SharedLimits
+from controller.link import ServerTls
 from controller.publish import Publisher
 from controller.resources import Resources
 from controller.rotation import Rotation
@@ -23,7 +25,7 @@ from controller.trust import FolderCa
 class PlainHome:
     """See the module. Raises `StoreError` or `CaError`; `close` it."""
 
-    assigned = None
+    assigned = forward = None
 
     def __init__(
         self,
@@ -72,8 +74,11 @@ class PlainHome:
         publisher: Publisher,
         nodes: Callable[[], Mapping[str, NodeStatus]],
         rotation: Rotation,
+        limits: SharedLimits,
+        tls: ServerTls,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Nothing to do: ready at once."""
+        """Run until cancelled: ready at once, and the only controller."""
         task_status.started()
+        await limits.keep()

@@ -33,6 +33,7 @@ from mesh.sync import (
     FromController,
     Hello,
     Join,
+    LimitGrants,
     LimitReports,
     Nack,
     Ping,
@@ -138,7 +139,6 @@ class Session:
         self._send(Welcome(PROTOCOL, parts.software, refused))
         if hello.epoch:
             self._base = (hello.epoch, hello.revision)
-        parts.limits.join(self._node, self._send)
         try:
             async with trio.open_nursery() as self._nursery:
                 nursery = self._nursery
@@ -147,7 +147,7 @@ class Session:
                 await self._read(early)
                 nursery.cancel_scope.cancel()
         finally:
-            parts.limits.part(self._node, self._send)
+            parts.limits.part(self._grant)
 
     async def _read(self, messages: Sequence[object]) -> None:
         while True:
@@ -194,7 +194,7 @@ class Session:
                 parts.telemetry.add(node, scope, edges)
                 parts.telemetry.requests.add(node, scope, requests)
             case LimitReports():
-                parts.limits.report(node, message)
+                parts.limits.report(node, message, self._grant)
             case Ping():
                 self._send(Pong())
             case Pong():
@@ -291,6 +291,9 @@ class Session:
             if trio.current_time() - self._heard > SILENCE_SECONDS:
                 raise Broken(f"silent for {SILENCE_SECONDS:.0f} s")
             self._send(Ping())
+
+    def _grant(self, _node: str, grants: LimitGrants) -> None:
+        self._send(grants)
 
     def _send(self, message: object) -> None:
         try:

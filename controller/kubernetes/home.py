@@ -1,7 +1,7 @@
 """The controller's parts on Kubernetes, put together: what is read, who leads, what the leader does.
 
-Every replica reads, signs and serves nodes. The leader makes the CA if there is none, publishes its roots, and writes
-status conditions.
+Every replica reads, signs and serves nodes. The leader makes the CA if there is none, publishes its roots, writes
+status conditions, and keeps the buckets of rate limits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import NoReturn
 import trio
 
 from controller.ca import Authority
-from controller.config import Config
+from controller.config import Address, Config
+from controller.forwarding import Forwarder
 from controller.issuer_keys import IssuerKeys
 from controller.kubernetes import kubeconfig
 from controller.kubernetes.access import Access
@@ -36,6 +37,8 @@ from controller.kubernetes.secret import SECRET, SecretCa, material, publish_roo
 from controller.kubernetes.sharing import Sharing
 from controller.kubernetes.status import StatusWriter
 from controller.kubernetes.world import Builder
+from controller.limits import SharedLimits
+from controller.link import ServerTls
 from controller.publish import Publisher
 from controller.rotation import Rotation
 from controller.session import NodeStatus
@@ -93,6 +96,8 @@ class ClusterHome:
         self._builder = Builder(self.keys)
         me = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{secrets.token_hex(4)}"
         self.leadership = Leadership(self.client, root_namespace, me, clock=clock)
+        self._forwarder = Forwarder(self.leader)
+        self.forward = self._forwarder.forward
 
     def world(self) -> World:
         """The world now."""
@@ -115,6 +120,13 @@ class ClusterHome:
         six = collapse_addresses(n for n in known if isinstance(n, IPv6Network))
         return tuple(map(str, (*four, *six)))
 
+    def leader(self) -> Address | None:
+        """Where the leader is, unless it is this replica, or not known."""
+        if self.leadership.leader in ("", self.leadership.me):
+            return None
+        pod = self.cluster.pods.objects.get(f"{self._root_namespace}/{self.leadership.leader.rpartition('_')[0]}")
+        return Address(pod.addresses[0], self._config.listen.port) if pod is not None and pod.addresses else None
+
     def close(self) -> None:
         """Nothing is held beyond `run`."""
 
@@ -123,6 +135,8 @@ class ClusterHome:
         publisher: Publisher,
         nodes: Callable[[], Mapping[str, NodeStatus]],
         rotation: Rotation,
+        limits: SharedLimits,
+        tls: ServerTls,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -138,6 +152,7 @@ class ClusterHome:
                 nursery.start_soon(self._keep_ca)
                 nursery.start_soon(writer.run)
                 nursery.start_soon(routes.run)
+                nursery.start_soon(limits.keep)
 
         async with self.client, trio.open_nursery() as nursery:
             for mirror in (*self.cluster.mirrors, self._secret, progress.replicas):
@@ -151,6 +166,7 @@ class ClusterHome:
             self._changed()
             await publisher.settled()
             await nursery.start(progress.run)  # before there are nodes, lest a predecessor's word is taken for ours
+            nursery.start_soon(self._forwarder.run, tls.client_context, tls.is_controller, limits.answered)
             nursery.start_soon(Sharing(self.client, self._root_namespace, self.leadership.me, rotation).run)
             task_status.started()
 

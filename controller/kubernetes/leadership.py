@@ -43,6 +43,11 @@ class Leadership:
         self._seen_at = 0.0
         self.leading = False
 
+    @property
+    def leader(self) -> str:
+        """Who was last seen to lead; `""` if nobody."""
+        return self._seen[0]
+
     async def run(self, lead: Callable[[], Awaitable[object]]) -> NoReturn:
         """Run `lead` while this replica leads; it is cancelled when that ends."""
         try:

@@ -57,30 +57,13 @@ def _period(limit: RateLimit) -> float:
 
 
 class Bucket:
-    """The source at the top. `empty` for one that takes over from another, whose tokens may still be about.
-
-    Where several controllers each serve some of the nodes, each has its `part` of the limit (see `divide`).
-    """
+    """The source at the top. `empty` for one that takes over from another, whose tokens may still be about."""
 
     def __init__(self, limit: RateLimit, now: float, *, empty: bool = False) -> None:
-        self._limit = limit
         self._bucket = TokenBucket(limit.requests, limit.seconds, limit.burst, now, empty=empty)
-        self._part = 1, 1
         self.consumers = 1
         self.rate = limit.requests / limit.seconds
         self.period = _period(limit)
-
-    def divide(self, own: int, every: int, now: float) -> None:
-        """Serve `own` of `every` node from now on, with as large a part of the limit."""
-        if (part := (own, every) if 0 < own < every else (1, 1)) == self._part:
-            return
-        self._part = own, every = part
-        limit, there = self._limit, self.available(now)
-        burst = max((limit.burst or limit.requests) * own // every, 1)
-        self._bucket = TokenBucket(limit.requests, limit.seconds * every / own, burst, now, empty=True)
-        self._bucket.put(there)
-        self.consumers = -(-every // own)
-        self.rate = limit.requests / limit.seconds * own / every
 
     def available(self, now: float) -> int:
         """Whole tokens there are."""

@@ -42,6 +42,7 @@ KINDS = {
     "apis/nodemesh.dev/v1alpha1/authorizationpolicies": "AuthorizationPolicy",
     "apis/nodemesh.dev/v1alpha1/peerauthentications": "PeerAuthentication",
     "apis/nodemesh.dev/v1alpha1/requestauthentications": "RequestAuthentication",
+    "apis/nodemesh.dev/v1alpha1/trafficpolicies": "TrafficPolicy",
 }
 CLUSTERED = {"namespaces", "nodes"}
 

@@ -87,6 +87,12 @@ def test_a_bad_node_name_is_refused(yard: Yard, name: str) -> None:
     assert "not a lower-case DNS name" in refused(lambda: yard.enroller.join(yard.token(), name, csr_for(new_key())))
 
 
+def test_no_workload_gets_the_controllers_own_identity(yard: Yard) -> None:
+    yard.join("node-a", "*/*")
+    posing = workload("web", "10.77.1.2", namespace="nodemesh-system", account="controller")
+    assert "the controller's own identity" in refused(lambda: yard.enroller.enrol("node-a", posing))
+
+
 def test_a_name_that_has_joined_cannot_be_taken_with_another_token(yard: Yard) -> None:
     serial = yard.join("node-a", "shop/*")
     message = refused(lambda: yard.enroller.join(yard.token("*/*"), "node-a", csr_for(new_key())))

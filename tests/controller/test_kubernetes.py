@@ -14,12 +14,16 @@ import pytest
 import trio
 from cryptography import x509
 
+from controller import limits
+from controller.config import Address
 from controller.daemon import Daemon, Ports
+from controller.forwarding import Asked, FromReplica
 from controller.kubernetes.home import ClusterHome
 from controller.kubernetes.objects import ENROLLED
 from controller.rotation import NotYet
 from controller.trust import new_root
 from mesh.model import Enrolment
+from mesh.ratelimit import Report as LimitReport
 from mesh.sync import (
     POD_UID,
     Ack,
@@ -28,6 +32,8 @@ from mesh.sync import (
     FromNode,
     Join,
     Joined,
+    LimitGrants,
+    LimitReports,
     Reader,
     Refused,
     Signed,
@@ -573,3 +579,58 @@ async def test_a_root_is_rotated_with_nodes_on_several_replicas(
                 )
         lease = "apis/coordination.k8s.io/v1/leases"
         await until(lambda: "rotation." not in str(cluster.get(lease, "nodemesh-controller", NS)))
+
+
+async def ask_for_tokens(node: NodeClient, wanted: int) -> int:
+    """How many of them come before there is an answer that says that there are no more for now."""
+    seen = len(node.messages)
+    await node.send(LimitReports({"shop/web/all": LimitReport(1.0, wanted)}))
+    await node.until(lambda: any(isinstance(m, LimitGrants) for m in node.messages[seen:]), "LimitGrants")
+    grants = (m.grants["shop/web/all"] for m in node.messages[seen:] if isinstance(m, LimitGrants))
+    return sum(grant.tokens for grant in grants)
+
+
+async def test_nodes_of_all_replicas_have_one_bucket_which_the_leader_keeps(
+    cluster: FakeKubernetes, replica: Replica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten tokens an hour: those that one node has, another does not get until they are given back."""
+    monkeypatch.setattr(limits, "FORGET", 0.0)
+    cluster.put("api/v1/services", {"metadata": {"name": "web", "namespace": "shop"}, "spec": {"ports": []}})
+    rate_limit = {"name": "all", "requests": 10, "per": "1h", "scope": "Mesh"}
+    spec = {"targetRef": {"name": "web"}, "rateLimits": [rate_limit]}
+    cluster.put(f"{OURS}/trafficpolicies", {"metadata": {"name": "web", "namespace": "shop"}, "spec": spec})
+    first = home_of(replica)
+    await until(lambda: replica.daemon.limits.kept and replica.world.traffic)
+    async with running(cluster, tmp_path / "b") as other:
+        second = home_of(other)
+        await until(lambda: second.leadership.leader == first.leadership.me)
+        assert not other.daemon.limits.kept
+        cluster.put(PODS, pod(first.leadership.me.rpartition("_")[0], "10.77.0.9", namespace=NS))
+        await until(lambda: second.leader() == Address("10.77.0.9", 0))
+        assert first.leader() is None
+        monkeypatch.setattr(second._forwarder, "_leader", lambda: Address("127.0.0.1", replica.port))
+        await until(lambda: second._forwarder._outbox)
+        async with (
+            connected(replica.port, await replica.joined(cluster, "node-a")) as near,
+            connected(other.port, await other.joined(cluster, "node-b")) as far,
+        ):
+            assert await ask_for_tokens(near, 3) == 3
+            assert await ask_for_tokens(far, 7) == 7
+            assert await ask_for_tokens(far, 1) == 0
+            assert await ask_for_tokens(near, 1) == 0
+            seen = len(near.messages)
+            await far.send(LimitReports({"shop/web/all": LimitReport(1.0, 0, returned=7)}))
+            await near.until(lambda: any(isinstance(m, LimitGrants) for m in near.messages[seen:]), "its turn")
+
+
+async def test_a_replica_that_does_not_lead_gives_no_tokens_to_another(
+    cluster: FakeKubernetes, replica: Replica, tmp_path: Path
+) -> None:
+    await until(lambda: replica.daemon.limits.kept)
+    async with running(cluster, tmp_path / "b") as other:
+        tls = other.daemon.tls.client_context()
+        stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", other.port), tls, https_compatible=True)
+        async with stream:
+            await stream.send_all(frame(Asked("node-a", LimitReports({})), FromReplica))
+            with trio.fail_after(10):
+                assert await stream.receive_some() == b""

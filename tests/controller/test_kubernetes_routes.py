@@ -26,7 +26,6 @@ async def cluster() -> AsyncIterator[FakeKubernetes]:
             ROUTES: "HTTPRoute",
             f"{GATEWAY}/v1/grpcroutes": "GRPCRoute",
             f"{GATEWAY}/v1beta1/referencegrants": "ReferenceGrant",
-            f"{OURS}/trafficpolicies": "TrafficPolicy",
         }
         for name, namespace in (("web", "shop"), ("api", "other")):
             spec = {"clusterIP": f"10.96.0.{len(name)}", "ports": [{"name": "http", "port": 80}]}

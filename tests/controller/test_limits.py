@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import MockClock
 
 from controller.limits import SharedLimits
@@ -29,27 +30,25 @@ def world(limit: RateLimit, *nodes: str) -> World:
 
 
 class Mesh:
-    def __init__(self, limit: RateLimit, *nodes: str, replicated: bool = False) -> None:
+    def __init__(self, limit: RateLimit, *nodes: str) -> None:
         self.world = world(limit, *nodes)
-        self.limits = SharedLimits(lambda: self.world, replicated=replicated)
+        self.forwarded: list[tuple[str, LimitReports]] = []
+        self.limits = SharedLimits(lambda: self.world, lambda *asked: self.forwarded.append(asked))
         self.got: dict[str, int] = {}
         self.consumers: dict[str, int] = {}
 
-    def connect(self, node: str) -> None:
-        def tell(message: LimitGrants) -> None:
-            for grant in message.grants.values():
-                self.got[node] = self.got.get(node, 0) + grant.tokens
-                self.consumers[node] = grant.consumers
-
-        self.limits.join(node, tell)
+    def tell(self, node: str, message: LimitGrants) -> None:
+        for grant in message.grants.values():
+            self.got[node] = self.got.get(node, 0) + grant.tokens
+            self.consumers[node] = grant.consumers
 
     def ask(self, node: str, wanted: int, **other: int) -> None:
-        self.limits.report(node, LimitReports({NAME: Report(10.0, wanted, **other)}))
+        self.limits.report(node, LimitReports({NAME: Report(10.0, wanted, **other)}), self.tell)
 
 
 async def started(nursery: trio.Nursery, mesh: Mesh) -> Mesh:
     """Long enough ago for its buckets to be full."""
-    nursery.start_soon(mesh.limits.run)
+    nursery.start_soon(mesh.limits.keep)
     await trio.sleep(20)
     return mesh
 
@@ -61,8 +60,6 @@ async def test_what_there_is_is_granted_and_the_rest_dealt_out_as_it_comes(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     mesh = await started(nursery, Mesh(TEN, "a", "b"))
-    mesh.connect("a")
-    mesh.connect("b")
     mesh.ask("a", 8)
     assert mesh.got == {"a": 8}
     for _ in range(100):
@@ -77,9 +74,8 @@ async def test_soon_after_a_start_there_are_no_tokens_saved_up(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     mesh = Mesh(TEN, "a")
-    nursery.start_soon(mesh.limits.run)
+    nursery.start_soon(mesh.limits.keep)
     await trio.sleep(1)
-    mesh.connect("a")
     mesh.ask("a", 10)
     assert mesh.got == {"a": 0}
     await trio.sleep(0.55)
@@ -88,8 +84,6 @@ async def test_soon_after_a_start_there_are_no_tokens_saved_up(
 
 async def test_a_node_that_goes_leaves_its_part_to_the_others(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     mesh = await started(nursery, Mesh(TEN, "a", "b"))
-    mesh.connect("a")
-    mesh.connect("b")
     for _ in range(20):
         mesh.ask("a", 100)
         mesh.ask("b", 100)
@@ -107,7 +101,7 @@ async def test_a_node_that_goes_leaves_its_part_to_the_others(autojump_clock: Mo
     assert 4 <= await rate_of_a(5) <= 6, "what a silent node may be making itself was given to another"
     await rate_of_a(5)
     assert 9 <= await rate_of_a(5) <= 10.5
-    mesh.limits.report("a", LimitReports({NAME: Report(0.0, 0)}, (NAME,)))
+    mesh.limits.report("a", LimitReports({NAME: Report(0.0, 0)}, (NAME,)), mesh.tell)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +118,9 @@ async def test_no_report_crashes_it_or_takes_more_than_a_fair_part(
     autojump_clock: MockClock, nursery: trio.Nursery, hostile: Report
 ) -> None:
     mesh = await started(nursery, Mesh(TEN, "a", "b"))
-    mesh.connect("a")
-    mesh.connect("b")
     message = decode(FromNode, encode(LimitReports({NAME: hostile, "shop/web/none": hostile, "": hostile}), FromNode))
     for _ in range(50):
-        mesh.limits.report("b", message)
+        mesh.limits.report("b", message, mesh.tell)
         mesh.ask("a", 100)
         await trio.sleep(0.1)
     assert mesh.got["a"] >= 20
@@ -138,7 +130,6 @@ async def test_no_report_crashes_it_or_takes_more_than_a_fair_part(
 
 async def test_a_limit_that_changes_is_another(autojump_clock: MockClock, nursery: trio.Nursery) -> None:
     mesh = await started(nursery, Mesh(TEN, "a"))
-    mesh.connect("a")
     mesh.ask("a", 10)
     mesh.world = world(replace(TEN, requests=20), "a")
     mesh.ask("a", 20)
@@ -148,22 +139,34 @@ async def test_a_limit_that_changes_is_another(autojump_clock: MockClock, nurser
     assert mesh.got == {"a": 30}
 
 
-async def test_a_replica_has_as_much_of_a_limit_as_it_has_of_the_nodes(
+async def test_what_nodes_ask_is_forwarded_while_another_keeps_the_buckets(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """Two replicas of the controller, which know nothing of each other, with one node and three."""
-    names = ("a", "b", "c", "d")
-    first = await started(nursery, Mesh(TEN, *names, replicated=True))
-    second = await started(nursery, Mesh(TEN, *names, replicated=True))
-    first.connect("a")
-    for node in "bcd":
-        second.connect(node)
-    for _ in range(100):
-        first.ask("a", 100)
-        for node in "bcd":
-            second.ask(node, 100)
-        await trio.sleep(0.1)
-    assert 25 <= first.got["a"] <= 30
-    assert 75 <= sum(second.got.values()) <= 86
-    assert first.consumers["a"] >= 4
-    assert second.consumers["b"] >= 4
+    keeper = await started(nursery, Mesh(TEN, "a", "b"))
+    other = Mesh(TEN, "a", "b")
+    other.ask("b", 4)
+    assert other.got == {}
+    (asked,) = other.forwarded
+    keeper.limits.report(*asked, other.limits.answered)
+    keeper.ask("a", 8)
+    await trio.sleep(1)
+    assert other.got == {"b": 4}
+    assert keeper.got == {"a": 8}
+    other.limits.part(other.tell)
+    other.limits.answered("b", LimitGrants({}))
+
+
+async def test_who_keeps_the_buckets_no_longer_gives_away_nothing(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    mesh = Mesh(TEN, "a")
+    with trio.move_on_after(20):
+        await mesh.limits.keep()
+    assert not mesh.limits.kept
+    mesh.ask("a", 5)
+    assert mesh.got == {}
+    assert len(mesh.forwarded) == 1
+    nursery.start_soon(mesh.limits.keep)
+    await trio.sleep(0.01)
+    mesh.ask("a", 5)
+    assert mesh.got == {"a": 0}, "tokens that another controller has given away meanwhile"
