@@ -33,6 +33,8 @@ class Gauges:
 
     version: str
     node: str
+    cluster: str
+    """The mesh's."""
     workloads: dict[str, int]
     """By state."""
     revision: int
@@ -58,7 +60,7 @@ class MeshCollector(Collector):
         yield from self._totals()
 
     def _tcp(self) -> Iterator[Metric]:
-        edges = [(labels(key), counts) for key, counts in self._telemetry.edges()]
+        edges = [(labels(key, self._gauges.cluster), counts) for key, counts in self._telemetry.edges()]
         for name, field, text in _TCP:
             family = CounterMetricFamily(f"istio_tcp_{name}", text, labels=LABELS)
             for values, counts in edges:
@@ -106,7 +108,7 @@ def pieces(telemetry: Telemetry, gauges: Gauges) -> Iterator[bytes]:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MeshCollector(telemetry, gauges))
     yield generate_latest(registry)
-    yield from request_metrics.text(telemetry.requests)
+    yield from request_metrics.text(telemetry.requests, gauges.cluster)
 
 
 def text(telemetry: Telemetry, gauges: Gauges) -> bytes:
@@ -114,9 +116,9 @@ def text(telemetry: Telemetry, gauges: Gauges) -> bytes:
     return b"".join(pieces(telemetry, gauges))
 
 
-def labels(key: EdgeKey) -> list[str]:
+def labels(key: EdgeKey, cluster: str) -> list[str]:
     """The values of `LABELS` for one edge."""
-    return [*parties.values(key), "tcp", key.flags or "-", key.security]
+    return [*parties.values(key, cluster), "tcp", key.flags or "-", key.security]
 
 
 def _by_label(name: str, documentation: str, label: str, values: dict[str, int] | dict[str, float]) -> Metric:

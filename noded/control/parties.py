@@ -12,6 +12,7 @@ _OF_ONE = (
     "version",
     "canonical_service",
     "canonical_revision",
+    "cluster",
 )
 LABELS = (
     "reporter",
@@ -23,21 +24,21 @@ LABELS = (
 )
 
 
-def values(key: EdgeKey) -> list[str]:
-    """Those of `LABELS`."""
+def values(key: EdgeKey, cluster: str) -> list[str]:
+    """Those of `LABELS`. `cluster` is the mesh's: of workloads elsewhere nothing is known."""
     name, _, rest = key.service.partition(".")
     namespace = rest.partition(".")[0]
     return [
         key.reporter,
-        *_party(key.source),
-        *_party(key.destination),
+        *_party(key.source, cluster),
+        *_party(key.destination, cluster),
         key.service or "unknown",
         name or "unknown",
         namespace or key.destination.namespace or "unknown",
     ]
 
 
-def _party(party: Party) -> list[str]:
+def _party(party: Party, cluster: str) -> list[str]:
     known = [party.workload, party.namespace, party.principal, party.app, party.version]
     found = [value or "unknown" for value in known]
-    return [*found, found[3], found[4]]
+    return [*found, found[3], found[4], cluster if found[0] != "unknown" else "unknown"]

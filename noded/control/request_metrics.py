@@ -15,9 +15,9 @@ from noded.control.request_telemetry import RequestTelemetry
 _LE = [*(f"{bound:g}" if bound < 1e6 else str(int(bound)) for bound in BOUNDS), "+Inf"]
 
 
-def text(telemetry: RequestTelemetry) -> Iterator[bytes]:
-    """All families, in pieces."""
-    series = [(_labels(key), counts) for key, counts in telemetry.sums()]
+def text(telemetry: RequestTelemetry, cluster: str) -> Iterator[bytes]:
+    """All families, in pieces. `cluster`: the mesh's."""
+    series = [(_labels(key, cluster), counts) for key, counts in telemetry.sums()]
     yield _head("istio_requests_total", "counter", "Requests.")
     for labels, counts in series:
         yield f"istio_requests_total{{{labels}}} {counts.count}\n".encode()
@@ -51,8 +51,8 @@ def _histogram(name: str, labels: str, buckets: Sequence[int], total: float) -> 
     return f"{''.join(lines)}{name}_sum{{{labels}}} {total}\n{name}_count{{{labels}}} {sum(buckets)}\n".encode()
 
 
-def _labels(key: RequestKey) -> str:
-    pairs = dict(zip(parties.LABELS, parties.values(key.edge), strict=True))
+def _labels(key: RequestKey, cluster: str) -> str:
+    pairs = dict(zip(parties.LABELS, parties.values(key.edge, cluster), strict=True))
     pairs["request_protocol"] = key.protocol
     pairs["response_code"] = str(key.code)
     if key.protocol == "grpc":

@@ -135,7 +135,7 @@ def policies(parts: Parts) -> list[dict[str, Any]]:
             )
         ]
         rows.append({"kind": kind, **plain(policy), "applies_to": applies_to})
-    return rows
+    return sorted(rows, key=lambda row: (row["kind"], row["namespace"], row["name"]))
 
 
 def endpoints(
@@ -197,6 +197,7 @@ def gauges(parts: Parts) -> metrics.Gauges:
     return metrics.Gauges(
         version=parts.version,
         node=parts.config.node,
+        cluster=parts.state.snapshot.config.cluster,
         workloads=states,
         revision=parts.state.snapshot.revision,
         snapshot_at=parts.state.applied_at,

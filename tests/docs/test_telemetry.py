@@ -50,7 +50,7 @@ def exported() -> Families:
     telemetry = Telemetry()
     request = RequestReport(RequestKey(edge.key, "grpc", 200, "0"), RequestCounts(1, 0, 0, 0, NONE, NONE, NONE))
     telemetry.add(0, Counts((edge,), dict.fromkeys(totals, 1), (request,)))
-    gauges = metrics.Gauges("1", "node-a", {"ready": 1}, 1, 1.0, True, {0: 0}, {"shop/web": 1.0})
+    gauges = metrics.Gauges("1", "node-a", "east", {"ready": 1}, 1, 1.0, True, {0: 0}, {"shop/web": 1.0})
     return families(metrics.text(telemetry, gauges).decode())
 
 

@@ -18,11 +18,12 @@ COUNTS = RequestCounts(3, 4_500, 10, 20, HISTOGRAM, HISTOGRAM, HISTOGRAM)
 def test_prometheus_reads_what_is_written() -> None:
     telemetry = RequestTelemetry()
     telemetry.add([RequestReport(replace(KEY, route=route), COUNTS) for route in ("HTTPRoute/shop/a", "")])
-    text = b"".join(request_metrics.text(telemetry)).decode()
+    text = b"".join(request_metrics.text(telemetry, "east")).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     (total,) = families["istio_requests"].samples
     assert total.value == 6
     assert total.labels["destination_workload"] == 'w"eb\\'
+    assert (total.labels["source_cluster"], total.labels["destination_cluster"]) == ("east", "east")
     assert "grpc_response_status" not in total.labels
     family = families["istio_request_duration_milliseconds"]
     assert family.type == "histogram"

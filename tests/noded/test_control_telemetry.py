@@ -61,7 +61,7 @@ def test_metrics_have_istio_s_names_and_labels() -> None:
     telemetry = Telemetry()
     counts = EdgeCounts(opened=3, closed=2, failed=1, received=10, sent=20)
     telemetry.add(0, Counts((EdgeReport(EDGE, counts),), {"tunnels": 4, "handshakes": 9}))
-    gauges = metrics.Gauges("1", "node-a", {"ready": 1}, 7, 0.0, True, {0: 2}, {"shop/web": 5.0})
+    gauges = metrics.Gauges("1", "node-a", "east", {"ready": 1}, 7, 0.0, True, {0: 2}, {"shop/web": 5.0})
     lines = metrics.text(telemetry, gauges).decode().splitlines()
     [opened] = [line for line in lines if line.startswith("istio_tcp_connections_opened_total{")]
     assert opened.endswith("} 3.0")
@@ -70,6 +70,7 @@ def test_metrics_have_istio_s_names_and_labels() -> None:
         'source_workload="client"',
         'source_workload_namespace="shop"',
         'source_principal="spiffe://cluster.local/ns/shop/sa/client"',
+        'source_cluster="east"',
         'destination_canonical_service="web"',
         'destination_canonical_revision="v1"',
         'destination_service="web.shop.svc.cluster.local"',

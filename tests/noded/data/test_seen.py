@@ -52,7 +52,7 @@ async def test_requests_are_counted_at_both_ends_with_istio_s_labels(pair: tuple
     source, destination = RequestTelemetry(), RequestTelemetry()
     source.add(await counted(made, client, 3))
     destination.add(await counted(made, pod, 3))
-    lines = b"".join(request_metrics.text(source)).decode().splitlines()
+    lines = b"".join(request_metrics.text(source, "east")).decode().splitlines()
     totals = [line for line in lines if line.startswith("istio_requests_total{")]
     [fine] = [line for line in totals if 'response_code="200"' in line]
     assert fine.endswith(" 2")
@@ -73,7 +73,7 @@ async def test_requests_are_counted_at_both_ends_with_istio_s_labels(pair: tuple
     assert inf.endswith(" 2")
     [size] = [line for line in lines if "response_bytes_sum" in line and 'code="200"' in line]
     assert size.endswith(" 4")
-    text = b"".join(request_metrics.text(destination)).decode()
+    text = b"".join(request_metrics.text(destination, "east")).decode()
     [refused] = [x for x in text.splitlines() if x.startswith("istio_requests_total") and 'response_flags="RBAC"' in x]
     assert 'reporter="destination"' in refused
     assert 'source_workload="client"' in refused
