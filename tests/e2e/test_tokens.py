@@ -72,6 +72,14 @@ def status(bed: Bed, client: str, path: str = "/", bearer: str = "") -> tuple[in
     return int(answer.split(b" ")[1]), answer.strip().rpartition(b"\n")[2]
 
 
+def predicted(bed: Bed, path: str = "/", bearer: str = "") -> int:
+    """The status that the controller says a client outside the mesh would get."""
+    asked = {"from": "-", "to": f"shop/pages:{PORT}", "path": path, "token": bearer}
+    (answer,) = bed.testbed.controller_api("POST", "/v1/policy-check", asked)["items"]
+    refused = [one["status"] for one in answer["why"].get("token", {}).get("tried", ()) if one["problem"]]
+    return 200 if answer["allowed"] else (refused or [403])[0]
+
+
 @pytest.mark.parametrize("client", ["client", "outsider"])
 def test_tokens_say_who_asks_in_tunnels_and_in_plaintext(bed: Bed, client: str) -> None:
     with bed["web"].serve(page, PORT) as server, bed.resources(textwrap.dedent(RESOURCES)):
@@ -83,6 +91,15 @@ def test_tokens_say_who_asks_in_tunnels_and_in_plaintext(bed: Bed, client: str) 
         assert status(bed, client, "/public", token(OTHER)) == (401, b"Jwt verification fails")
         assert status(bed, client, "/public", token(exp=1)) == (401, b"Jwt is expired")
         assert len(server.peers) == served == 2
+        for path, bearer, code in (
+            ("/public", "", 200),
+            ("/", "", 403),
+            ("/", token(), 200),
+            ("/", token(group=["writers"]), 403),
+            ("/public", token(OTHER), 401),
+            ("/public", token(exp=1), 401),
+        ):
+            assert predicted(bed, path, bearer) == code
 
 
 def test_published_keys_are_fetched_by_the_controller_and_describe_says_if_they_are_not(bed: Bed) -> None:
