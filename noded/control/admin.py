@@ -201,12 +201,12 @@ async def _remove(parts: Parts, request: Request) -> Any:
 
 
 async def _mesh_workloads(parts: Parts, _request: Request) -> Any:
-    return {"items": [view.plain(workload) for workload in parts.state.snapshot.workloads.values()]}
+    return {"items": [view.plain(workload) for _, workload in sorted(parts.state.snapshot.workloads.items())]}
 
 
 async def _mesh_services(parts: Parts, _request: Request) -> Any:
-    services = parts.state.snapshot.services.values()
-    return {"items": [{**view.plain(service), "hostname": service.hostname} for service in services]}
+    services = sorted(parts.state.snapshot.services.items())
+    return {"items": [{**view.plain(service), "hostname": service.hostname} for _, service in services]}
 
 
 async def _policies(parts: Parts, _request: Request) -> Any:

@@ -47,7 +47,18 @@ ROUTE = {
     "parents": [{"service": "shop/web", "port": 80}],
     "rules": [
         {"matches": [{"path": "/", "method": ""}], "backends": [{"service": "shop/web", "port": 80}]},
-        {"matches": [{"path": "/v2", "method": "GET"}], "backends": [{"service": "shop/web-v2", "port": 80}]},
+        {
+            "matches": [
+                {
+                    "path": "/v2",
+                    "compare": "Exact",
+                    "method": "GET",
+                    "headers": [{"name": "x-beta", "value": "y.*", "compare": "RegularExpression"}],
+                    "query": [{"name": "page", "value": "2", "compare": "Exact"}],
+                }
+            ],
+            "backends": [{"service": "shop/web-v2", "port": 80, "invalid": "BackendNotFound"}],
+        },
     ],
 }
 
@@ -138,8 +149,8 @@ def test_endpoints_that_nobody_has_used_are_shown_as_such(nodectl: Nodectl) -> N
 def test_routes_show_where_they_lead(nodectl: Nodectl) -> None:
     row = nodectl("routes", "--no-headers", "-o", "wide").out
     assert row.split()[:5] == ["HTTPRoute", "shop", "web", "shop/web:80", "2"]
-    assert "shop/web:80,shop/web-v2:80" in row.replace(", ", ",")
-    assert "GET /v2" in row
+    assert "shop/web:80,shop/web-v2:80 (BackendNotFound)" in row.replace(", ", ",")
+    assert "GET =/v2 ?page=2 x-beta~y.*" in row
 
 
 def test_names_of_services_are_completed(nodectl: Nodectl, tmp_path: Path) -> None:

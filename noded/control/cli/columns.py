@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mesh.present.table import Column, Row
@@ -39,13 +40,26 @@ def _parents(row: Row) -> list[str]:
 
 
 def _backends(row: Row) -> list[str]:
-    backends = [one for rule in row.get("rules") or [] for one in rule.get("backends") or []]
-    return list(dict.fromkeys(f"{one['service']}:{one['port']}" for one in backends))
+    found = []
+    for one in (one for rule in row.get("rules") or [] for one in rule.get("backends") or []):
+        problem = f" ({one['invalid']})" if one.get("invalid") else ""
+        found.append(f"{one['service']}:{one['port']}{problem}")
+    return list(dict.fromkeys(found))
 
 
 def _matches(row: Row) -> list[str]:
     found = [match for rule in row.get("rules") or [] for match in rule.get("matches") or []]
-    return [f"{one.get('method') or '*'} {one.get('path')}" for one in found]
+    return [" ".join(_match(one)) for one in found]
+
+
+def _match(one: Row) -> Iterator[str]:
+    """As `GET =/exact ?page=2 x-beta~y.*`: `=` what is whole, `~` a regular expression; a prefix has neither."""
+    yield one.get("method") or "*"
+    yield {"Exact": "=", "RegularExpression": "~"}.get(one.get("compare", ""), "") + str(one.get("path"))
+    for sign, clauses in (("?", one.get("query")), ("", one.get("headers"))):
+        for clause in clauses or ():
+            equals = "~" if clause.get("compare") == "RegularExpression" else "="
+            yield f"{sign}{clause['name']}{equals}{clause['value']}"
 
 
 def _seconds(value: float, now: float = 0) -> str:
@@ -182,6 +196,7 @@ ROUTES = (
     Column("BACKENDS", _backends),
     Column("MATCHES", _matches, wide=True),
 )
+
 
 def _endpoint_state(row: Row) -> str:
     if not row.get("workers"):

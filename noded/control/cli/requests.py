@@ -92,7 +92,11 @@ def _follow(client: Client, look: Look, query: dict[str, str], interval: float) 
 @output_options
 @click.pass_obj
 def routes(client: Client, look: Look) -> None:
-    """List the routes that this node's workloads' requests may take."""
+    """List the routes that requests of this node may take.
+
+    -o wide also shows what they match: `GET =/exact ?page=2 x-beta~y.*`, where = is the whole value, ~ a regular
+    expression, and a path without either a prefix.
+    """
     show(look, client.get("/mesh/routes"), columns.ROUTES, empty="No route in the snapshot.")
 
 
