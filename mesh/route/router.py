@@ -14,14 +14,14 @@ patterns (any service's `/method`), and those before what matches everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 
 from mesh.message import Request
 from mesh.route.candidates import Candidate, Candidates, Matched
 from mesh.route.limits import limits
 from mesh.route.matching import Test, View, compile_clauses, of_headers, of_parameters
-from mesh.route.pattern import BadPattern, compile_pattern
+from mesh.route.pattern import BadPattern, Pattern, compile_pattern
 from mesh.traffic import Compare, Route, RouteMatch, TrafficPolicy
 
 _Places = dict[bytes, list[Candidate]]
@@ -63,11 +63,11 @@ class Router:
                 prefixes.setdefault(path.rstrip(b"/"), []).append((order, test, found))
             else:
                 try:
-                    matches, start = compile_pattern(match.path)
+                    pattern = compile_pattern(match.path)
                 except BadPattern:
                     continue  # as in mesh.route.matching
-                place = start[: max(start.rfind(b"/"), 0)]
-                patterns.setdefault(place, []).append((order, _with_path(matches, test), found))
+                place = pattern.start[: max(pattern.start.rfind(b"/"), 0)]
+                patterns.setdefault(place, []).append((order, _with_path(pattern, test), found))
         self._exact = {path: Candidates(found) for path, found in exact.items()}
         self._prefixes = _Tree(prefixes)
         self._patterns = _Tree(patterns) if patterns else None
@@ -143,8 +143,8 @@ class _Tree:
             path = path[: max(path.rfind(b"/"), 0)]
 
 
-def _with_path(matches: Callable[[bytes], bool], test: Test | None) -> Test:
-    return lambda view: matches(view.path) and (test is None or test(view))
+def _with_path(pattern: Pattern, test: Test | None) -> Test:
+    return lambda view: view.meets(pattern, view.path) and (test is None or test(view))
 
 
 def rank(route: Route, match: RouteMatch) -> tuple[int | str, ...]:

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mesh.route import check_pattern
+from mesh.message import Request
+from mesh.route import check_pattern, compile_match
 from mesh.route.pattern import BadPattern, compile_pattern
+from mesh.traffic import Compare, RouteMatch, ValueMatch
 
 
 @pytest.mark.parametrize("pattern", ["(a*)*b", "(a|a)*b", "a*a*a*a*a*a*b", "(a+)+$b", "(.*)*(.*)*x{10}"])
 def test_no_text_makes_a_pattern_slow(pattern: str) -> None:
     """Python's `re` would not be through with any of these before the machine is scrapped."""
-    matches, _ = compile_pattern(pattern)
+    matches = compile_pattern(pattern).matches
 
     assert not matches(b"a" * 65_536)
 
 
+def test_however_many_patterns_a_long_text_meets_their_work_is_bounded() -> None:
+    """`.*a.{400}c` has no automaton of bearable size: upon 60 KiB of `a` and `b` by chance it takes 100 ms."""
+    text = bytes(random.Random(1).choices(b"ab", k=60_000))
+    clauses = [ValueMatch("x", f".*a.{{{400 + number}}}c", Compare.REGEX) for number in range(100)]
+    tests = [compile_match(RouteMatch(headers=(clause,))) for clause in clauses]
+    request = Request(b"GET", b"web", b"/", [(b"x", text + b"a" + b"b" * 400 + b"c")])
+    assert not tests[0](request), "too long for so large a pattern"
+    request.headers = [(b"x", text[-4000:] + b"a" + b"b" * 400 + b"c")]
+    assert tests[0](request)
+    many = RouteMatch(headers=tuple(replace(clause, name=f"x{n}") for n, clause in enumerate(clauses[:16])))
+    request.headers = [(b"x%d" % n, text[-4000:] + b"a" + b"b" * (400 + n) + b"c") for n in range(16)]
+    assert not compile_match(many)(request), "together they are too much"
+
+
 def test_a_pattern_is_for_the_whole_text() -> None:
-    matches, _ = compile_pattern("/a|/b")
+    matches = compile_pattern("/a|/b").matches
 
     assert [matches(text) for text in (b"/a", b"/b", b"/ab", b"x/a", b"/a\n")] == [True, True, False, False, False]
 
@@ -34,7 +52,9 @@ def test_a_pattern_is_for_bytes_whatever_they_mean() -> None:
     )
 
 
-@pytest.mark.parametrize("pattern", ["(", "[a", "(?=a)", r"(a)\1", "a{2000}", "((((((((a{100}){100}){100}"])
+@pytest.mark.parametrize(
+    "pattern", ["(", "[a", "(?=a)", r"(a)\1", "a{2000}", "((((((((a{100}){100}){100}", ".*a.{1000}c"]
+)
 def test_what_re2_does_not_take_is_said(pattern: str) -> None:
     assert check_pattern(pattern)
     with pytest.raises(BadPattern):
@@ -72,7 +92,7 @@ PIECES = [
 @given(st.lists(st.sampled_from(PIECES), max_size=6), st.text("/apivbxAPI0.-", max_size=8))
 def test_every_text_that_matches_has_the_start(pieces: list[str], text: str) -> None:
     try:
-        matches, start = compile_pattern("".join(pieces))
+        matches, start, _ = compile_pattern("".join(pieces))
     except BadPattern:
         return
 
