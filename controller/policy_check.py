@@ -230,7 +230,7 @@ def _answer(
         believed.tried if believed is not None else None,
     )
     if (why := known.get(same)) is None:
-        why = explained.verdict(authorizer, case)
+        why = _asked_first(explained.verdict(authorizer, case), config)
         if believed is not None and asked is not None:
             why = _with_token(why, authorizer, case, believed, asked.token.encode())
         known[same] = why
@@ -242,6 +242,26 @@ def _answer(
         note=_note(to, authorizer, asked, tokens=any(applies(auth, **who) for auth in world.request_auths)),
         why=why,
     )
+
+
+def _asked_first(why: dict[str, Any], config: MeshConfig) -> dict[str, Any]:
+    """CUSTOM policies come before all others: whom they ask may say no, and one that is not there does."""
+    there = {provider.name for provider in config.providers}
+    for ask in why["asks"]:
+        if ask["provider"] not in there:
+            reason = f"there is no provider {ask['provider']!r}"
+            return {
+                **why,
+                "allowed": False,
+                "policy": ask["policy"],
+                "rule": ask["rule"],
+                "reason": reason,
+                "flips": [],
+            }
+    if why["allowed"] and why["asks"]:
+        providers = ", ".join(dict.fromkeys(ask["provider"] for ask in why["asks"]))
+        return {**why, "reason": f"{why['reason']}, if {providers} permits it"}
+    return why
 
 
 def _with_token(

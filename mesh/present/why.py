@@ -17,7 +17,8 @@ def verdict_lines(why: Row) -> Iterator[str]:
     allowed = bool(why.get("allowed"))
     yield clean(f"{'allowed' if allowed else 'denied'}: {why.get('reason', '')}{_by(why)}")
     yield from _token(why.get("token"))
-    for ask in why.get("asks", ()):
+    asks: Sequence[Row] = why.get("asks", ())
+    for ask in asks:
         yield clean(f"  asked first: {ask['provider']}, by CUSTOM {ask['policy']} rule {ask['rule']}: it may say no")
     every: Sequence[Row] = [step for step in why.get("steps", ()) if not step.get("dry_run")]
     steps = [step for step in every if step.get("action") in ("DENY", "ALLOW") or step.get("decided")]
@@ -29,7 +30,8 @@ def verdict_lines(why: Row) -> Iterator[str]:
     yield from _missed([step for step in steps if step["matched"] < 0], why.get("nearest"))
     for text in why.get("dry_run", ()):
         yield clean(f"  rehearsed: {text}")
-    yield from _flips(why.get("flips", ()), allowed)
+    if not any(ask["policy"] == why.get("policy") for ask in asks):
+        yield from _flips(why.get("flips", ()), allowed)
 
 
 def _token(token: Row | None) -> Iterator[str]:
@@ -101,6 +103,8 @@ def _change(change: Row) -> str:
         return f"it came by mutual TLS, e.g. as {to}" if change["among"] else "it came in plaintext"
     if not to:
         return f"there were no {what}"
+    if what == "token" and change["clause"]:
+        what = f"the token's {change['clause']}"
     example = "" if [to] == list(wanted) else f", e.g. {to}"
     return f"{what} were {_among(wanted, bool(change['among']))}{example}"
 

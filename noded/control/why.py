@@ -27,7 +27,7 @@ from noded.control.view import Parts
 
 _HIDDEN = {name.decode() for name in CREDENTIALS}
 _NOWHERE = format_address("", 0)
-_RBAC = "RBAC"
+_RBAC, _ASKED = "RBAC", "UAEX"
 _ALIKE = ("kind", "direction", "workload", "source_identity", "service", "method", "code", "flags", "reason", "route")
 """What is the same of what is told once."""
 _FORBIDDEN = 403
@@ -43,7 +43,7 @@ def together(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     last: dict[tuple[Any, ...], dict[str, Any]] = {}
     counted: dict[tuple[Any, ...], dict[tuple[int, int], tuple[int, float]]] = {}
     for row in sorted(rows, key=lambda row: float(row["at"])):
-        kind = tuple(row.get(name) for name in _ALIKE)
+        kind = _kind(row)
         last[kind] = shown(row)
         counted.setdefault(kind, {})[row["worker"], row["alike"]] = row["count"], row["first"]
     found = []
@@ -53,15 +53,23 @@ def together(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: float(row["at"]), reverse=True)
 
 
+def _kind(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _ALIKE)
+
+
 async def why(parts: Parts, wanted: str) -> dict[str, Any]:
     """`GET /why/{id}`. `wanted` is an id of `rows`, of a live connection, or a request's `x-request-id`."""
-    every = [*await parts.workers.query("failed"), *await parts.workers.query("connections")]
+    failed = await parts.workers.query("failed")
+    every = [*failed, *await parts.workers.query("connections")]
     row = next((row for row in every if row.get("id") == wanted or _request_id(row) == wanted), None)
     if row is None:
         raise NotFound(
             f"no connection or request {wanted!r} is remembered",
             "nodectl why lists what was denied or failed, the last of those alike; nodectl connections what is open",
         )
+    if "alike" in row:
+        (last,) = together(other for other in failed if _kind(other) == _kind(row))
+        row = {**row, "count": last["count"], "first": last["first"]}
     enrolled = (local for local in parts.enrolments if local.uid == row["workload"])
     labels = next((local.record.workload.labels for local in enrolled), None)
     # In a thread: with thousands of policies it takes a while, and a snapshot does not change.
@@ -105,7 +113,9 @@ def explain(row: Mapping[str, Any], snapshot: Snapshot, labels: Mapping[str, str
     else:
         answer["verdict"] = _verdict(row, request, snapshot, labels)
         allowed, denied = answer["verdict"]["allowed"], row.get("flags") == _RBAC
-        if allowed and denied:
+        if row.get("flags") == _ASKED:
+            notes.append("who a CUSTOM policy asks was in the way; the other policies, which come after it, say:")
+        elif allowed and denied:
             notes.append("the policies have changed since: this is what they say now")
         elif not allowed and not denied and "flags" in row:
             notes.append("it was refused before the policies were asked, or they have changed since")

@@ -11,7 +11,7 @@ from jwt.algorithms import ECAlgorithm
 
 from controller.policy_check import Asked, CheckError, check
 from controller.translate import World
-from mesh.model import MeshConfig
+from mesh.model import ExtAuthz, MeshConfig
 from mesh.paths import Normalization
 from mesh.present.why import verdict_lines
 from tests.controller.test_translate import build, enrolled, manifest
@@ -69,6 +69,27 @@ def test_the_clients_address_counts() -> None:
     assert not verdicts(world, "-", "192.0.2.7")["shop/web-1"]
     assert verdicts(world, "-", "198.51.100.7")["shop/web-1"]
     assert verdicts(world, "-")["shop/web-1"]
+
+
+def test_whom_a_custom_policy_asks_counts_before_the_others_and_denies_if_it_is_not_there() -> None:
+    spec = {"action": "CUSTOM", "provider": {"name": "logins"}, "rules": [{"to": [{"operation": {"paths": ["/in"]}}]}]}
+    world = mesh(manifest("AuthorizationPolicy", "ask", spec), of_requests("all", {"methods": ["*"]}))
+    there = MeshConfig(providers=(ExtAuthz("logins", "shop/logins", 80),))
+
+    def told(config: MeshConfig, path: str) -> tuple[bool, str, str]:
+        answer = check(world, config, "shop/client", "shop/web:80", asked=Asked(path=path)).answers[0]
+        assert answer.why is not None
+        return answer.allowed, answer.policy, "\n".join(verdict_lines(answer.why))
+
+    assert told(there, "/out")[:2] == told(CONFIG, "/out")[:2] == (True, "shop/all")
+    assert "if logins permits it" not in told(there, "/out")[2]
+    allowed, by, lines = told(there, "/in")
+    assert (allowed, by) == (True, "shop/all")
+    assert lines.startswith("allowed: matched an ALLOW policy, if logins permits it: shop/all rule 0\n")
+    allowed, by, lines = told(CONFIG, "/in")
+    assert (allowed, by) == (False, "shop/ask")
+    assert lines.startswith("denied: there is no provider 'logins': shop/ask rule 0\n")
+    assert "nothing about the request" not in lines
 
 
 def test_what_a_rehearsed_policy_would_change_is_said() -> None:
@@ -259,6 +280,8 @@ def test_a_claim_that_misses_is_told_with_its_value_and_what_would_do() -> None:
     (missed,) = answer.why["steps"][0]["rules"][0]["missed"]
     assert (missed["name"], missed["value"]) == ("request.auth.claims[groups]", "writers")
     assert [(change["what"], change["to"]) for change in answer.why["flips"][0]["changes"]] == [("token", "readers")]
+    allowed = "  would be allowed by shop/readers rule 0 if the token's request.auth.claims[groups] were readers"
+    assert allowed in verdict_lines(answer.why)
 
 
 @pytest.mark.parametrize(

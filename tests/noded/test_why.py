@@ -73,6 +73,11 @@ def test_policies_that_changed_since_are_told_of() -> None:
     assert "before the policies were asked" in refused["notes"][0]
 
 
+def test_a_request_that_a_custom_policy_stopped_is_not_said_to_be_allowed_without_a_word() -> None:
+    (note,) = explain(request("/public", flags="UAEX"), mesh(READ), LABELS)["notes"]
+    assert "CUSTOM" in note
+
+
 def test_a_request_s_claims_and_headers_count() -> None:
     rule = Rule(conditions=(Condition("request.headers[x]", ("1",)), Condition("request.auth.claims[g]", ("a",))))
     policies = mesh(Policy("p", "shop", Action.ALLOW, (rule,)))
