@@ -13,7 +13,7 @@ from controller.cli.deployment import TEMPLATE_GENERATION
 from mesh.present.failure import Failure
 from mesh.present.units import age
 
-_INTERVAL = 1.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 _PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 _APPS = f"/apis/apps/v1/namespaces/{NAMESPACE}"
 _STUCK = {
@@ -38,13 +38,15 @@ class Waiting:
         self._began, self._seconds = time.monotonic(), seconds
 
     def until(self, done: Callable[[], bool], what: str, why_not: Callable[[], str] = lambda: "") -> None:
-        """Ask each second until it is so. Raises `Failure` when the time is up."""
+        """Ask at once, soon again, and then each second until it is so. Raises `Failure` when the time is up."""
+        pause = _FIRST_PAUSE
         while not done():
             if time.monotonic() - self._began > self._seconds:
                 why = why_not()
                 remedy = "`meshctl check` says what is wrong; --timeout gives it longer"
                 raise Failure(f"{what}: not after {age(self._seconds)}" + (f": {why}" if why else ""), remedy)
-            time.sleep(_INTERVAL)
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def established(cluster: Cluster, definitions: list[str], waiting: Waiting) -> None:
