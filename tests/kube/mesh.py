@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,13 @@ class Mesh:
         """Names of the pods of a namespace that are in the mesh."""
         return {row["name"] for row in self.items("workloads") if row["namespace"] == namespace and row["meshed"]}
 
-    def opened(self, source: str, destination: str, reporter: str = "destination") -> int:
-        """Connections over mutual TLS that the destination's node has seen, or the source's."""
-        return sum(
-            edge["opened"]
-            for edge in self.items("edges")
-            if (edge["source"]["workload"], edge["destination"]["workload"]) == (source, destination)
-            and (edge["reporter"], edge["security"]) == (reporter, "mutual_tls")
-        )
+    def opened(self) -> Counter[tuple[str, str, str]]:
+        """Connections over mutual TLS by source, destination, and whose node has seen them (`source` or not)."""
+        found: Counter[tuple[str, str, str]] = Counter()
+        for edge in self.items("edges"):
+            if edge["security"] == "mutual_tls":
+                found[edge["source"]["workload"], edge["destination"]["workload"], edge["reporter"]] += edge["opened"]
+        return found
 
 
 def left(cluster: Cluster) -> dict[str, str]:

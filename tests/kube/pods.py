@@ -97,5 +97,6 @@ def space(cluster: Cluster, prefix: str) -> Iterator[Space]:
         yield Space(cluster, name)
     finally:
         # Pods end now. With the rest of a namespace Kubernetes begins after five seconds, in which nobody need wait.
-        cluster.kubectl("-n", name, "delete", "deployments,jobs,pods", "--all", "--timeout=60s")
+        cluster.kubectl("-n", name, "delete", "deployments,jobs", "--all", "--timeout=60s")
+        cluster.kubectl("-n", name, "delete", "pods", "--all", "--force", "--grace-period=0", "--timeout=60s")
         cluster.kubectl("delete", "namespace", name, "--wait=false")

@@ -126,8 +126,12 @@ def test_an_address_that_another_pod_gets_never_comes_with_the_old_identity(mesh
     assert "answer" not in calls
     # Every answer of bob's was one of bob, to both ends of the tunnel.
     got = {caller: answers(shop, caller)[0]["bob"] for caller in callers}
-    ends = [(caller, reporter) for caller in callers for reporter in ("source", "destination")]
-    eventually(lambda: all(mesh.opened(caller, "bob", reporter) >= got[caller] for caller, reporter in ends))
+
+    def reported() -> bool:
+        opened = mesh.opened()
+        return all(opened[caller, "bob", end] >= got[caller] for caller in callers for end in ("source", "destination"))
+
+    eventually(reported)
 
 
 def test_when_the_leading_controller_is_killed_traffic_goes_on_and_another_leads(

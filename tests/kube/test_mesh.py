@@ -20,7 +20,7 @@ def test_a_request_between_nodes_goes_through_a_tunnel(mesh: Mesh, shop: Space) 
     shop.start(web("web", "node-b"), idle("client", "node-a"))
     eventually(lambda: shop.fetch("client", vip(shop, "web")) == "web")
     assert mesh.meshed(shop.name) == {"web", "client"}
-    eventually(lambda: mesh.opened("client", "web") >= 1)
+    eventually(lambda: mesh.opened()["client", "web", "destination"] >= 1)
 
 
 def test_a_job_whose_first_act_is_to_connect_is_captured_and_completes(mesh: Mesh, shop: Space) -> None:

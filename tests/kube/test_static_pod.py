@@ -39,7 +39,7 @@ def test_a_static_pod_is_captured_when_it_starts_and_found_when_it_runs(
         assert mesh.meshed(shop.name) == {name}  # before it was ready
         shop.start(idle("client", "node-a"))
         eventually(lambda: shop.fetch("client", f"{shop.address(name)}:8080") == name)
-        eventually(lambda: mesh.opened("client", name) >= 1)
+        eventually(lambda: mesh.opened()["client", name, "destination"] >= 1)
         cluster.kubectl("label", "namespace", shop.name, "nodemesh.dev/mode-")
         eventually(lambda: mesh.meshed(shop.name) == set())
         cluster.kubectl("label", "namespace", shop.name, "nodemesh.dev/mode=enabled")
