@@ -139,7 +139,8 @@ class InboundExchange(Exchange):
         if (rules := session.local.token_rules) is None:
             self._authorize()
         else:
-            self.proxy.tokens.authenticate(rules, self.request, self._authenticated)
+            source = session.peer.identity or session.peer.source_ip
+            self.proxy.tokens.authenticate(rules, self.request, source, self._authenticated)
 
     def _authenticated(self, claims: Claims | Refusal | None) -> None:
         if self.done:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -23,11 +23,16 @@ from noded.data.timers import Timer, Timers
 from noded.link import CheckToken, TokenChecked
 
 _WAIT_SECONDS = 3.0
-_MAX_ASKED = 256
-"""Tokens that this worker has the control process check at one time."""
-_MAX_KNOWN = 4096
-_MAX_KNOWN_BYTES = 4 * 1024 * 1024
-"""Of tokens whose claims are remembered."""
+_MAX_ASKED = 512
+"""Tokens of this worker that wait for their check. Each source may have as many there as there is room left, so that
+one alone has half, and there is always some for another."""
+_MAX_SENT = 8
+"""Of these, how many the control process has at one time: each source's in turn, so that nobody waits behind all of
+another's."""
+_MAX_VALID, _MAX_BAD = 4096, 512
+"""Tokens that are remembered: bad ones, which anybody can make up, apart, lest they drive out the others."""
+_TYPICAL = 1024
+"""Bytes of one; of larger ones fewer are remembered."""
 _BAD_SECONDS = 60.0
 """How long a bad signature is remembered. The keys are part of the question, so new ones are not kept out by it."""
 
@@ -46,9 +51,13 @@ class Refusal:
 
 
 Claims = Mapping[str, Any]
+Source = Hashable
+"""Who sends requests."""
 Done = Callable[[Claims | Refusal | None], None]
 """Called with the claims of a request's token, None if it has no token, or the refusal."""
 _Told = Callable[[jwt.Token | jwt.BadToken], None]
+_Key = tuple[str, bytes]
+"""Name of the rule and hash of the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,42 +68,79 @@ class _Known:
     size: int
 
 
+class _Remembered:
+    """What was found out, of those used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._room = most, most * _TYPICAL
+        self._all: OrderedDict[_Key, _Known] = OrderedDict()
+
+    def get(self, key: _Key, now: float) -> _Known | None:
+        """It, if it still holds."""
+        known = self._all.get(key)
+        if known is None or known.until <= now:
+            return None
+        self._all.move_to_end(key)
+        return known
+
+    def put(self, key: _Key, known: _Known) -> None:
+        """Remember it."""
+        if (before := self._all.pop(key, None)) is not None:
+            self._room += before.size
+        self._all[key] = known
+        self._room -= known.size
+        while len(self._all) > self._most or self._room < 0:
+            self._room += self._all.popitem(last=False)[1].size
+
+
 class Tokens:
     """Made once a worker. `run` must run for questions to be sent."""
 
     def __init__(self, engine: Engine, timers: Timers) -> None:
         self._engine, self._timers = engine, timers
-        self._known: OrderedDict[tuple[str, bytes], _Known] = OrderedDict()
-        """By name of the rule and hash of the token, the one used last at the end."""
-        self._size = 0
+        self._valid, self._bad = _Remembered(_MAX_VALID), _Remembered(_MAX_BAD)
         self._asked: dict[int, _Question] = {}
-        self._open: dict[tuple[str, bytes], _Question] = {}
+        self._open: dict[_Key, _Question] = {}
         self._numbers = 0
-        self._queue: deque[CheckToken] = deque()
-        self._queued = trio.Event()
+        self._sources: OrderedDict[Source, _Questions] = OrderedDict()
+        """Those that have asked and not all been told, in the order of their turns."""
+        self._sent = 0
+        """Questions under way."""
+        self._go_on = trio.Event()
 
     async def run(self, send: Callable[[CheckToken], Awaitable[None]]) -> None:
         """Send what is asked until cancelled."""
         while True:
-            while self._queue:
-                await send(self._queue.popleft())
-            self._queued = trio.Event()
-            await self._queued.wait()
+            while self._sent < _MAX_SENT and (message := self._next()) is not None:
+                await send(message)
+            self._go_on = trio.Event()
+            await self._go_on.wait()
 
-    def authenticate(self, rules: TokenRules, request: Request, done: Done) -> None:
+    def _next(self) -> CheckToken | None:
+        """The first question of the source whose turn it is; then it is the next one's."""
+        for source, questions in self._sources.items():
+            if questions.unsent:
+                number, _ = questions.unsent.popitem(last=False)
+                self._sources.move_to_end(source)
+                self._sent += 1
+                question = self._asked[number]
+                question.sent = True
+                return CheckToken(number, question.text, question.key_set)
+        return None
+
+    def authenticate(self, rules: TokenRules, request: Request, source: Source, done: Done) -> None:
         """Check a request's tokens and take them out of it; calls `done` now or, from a trio task, later."""
         rules.clean(request)
         if is_preflight(request):
             done(None)
         else:
-            _Authentication(self, rules, request, done).next()
+            _Authentication(self, rules, request, source, done).next()
 
-    def check(self, rule: TokenRule, token: bytes, told: _Told) -> None:
+    def check(self, rule: TokenRule, token: bytes, source: Source, told: _Told) -> None:
         """Whether a token is valid by a rule: what it says, or what is wrong."""
         key = rule.name, hashlib.sha256(token).digest()
         now = time.time()
-        if (known := self._known.get(key)) is not None and now < known.until:
-            self._known.move_to_end(key)
+        if (known := self._valid.get(key, now) or self._bad.get(key, now)) is not None:
             told(known.said)
             return
         if (question := self._open.get(key)) is not None:
@@ -105,7 +151,8 @@ class Tokens:
             read.check(rule.issuer, rule.audiences, now)
             if not rule.key_set:
                 raise jwt.BadToken("Jwks remote fetch is failed", detail=rule.problem)
-            if len(self._asked) >= _MAX_ASKED:
+            mine = self._sources.get(source)
+            if mine is not None and mine.open >= _MAX_ASKED - len(self._asked):
                 raise jwt.BadToken("too many tokens are being checked", 503)
         except jwt.BadToken as error:
             told(error)
@@ -113,58 +160,73 @@ class Tokens:
         self._numbers += 1
         number = self._numbers
         timer = self._timers.after(_WAIT_SECONDS, lambda: self._late(number))
-        self._asked[number] = self._open[key] = _Question(key, read, len(token), timer, [told])
-        self._queue.append(CheckToken(number, token, rule.key_set))
-        self._engine.wake(self._queued)
+        self._asked[number] = self._open[key] = _Question(key, source, token, rule.key_set, read, timer, [told])
+        if mine is None:
+            mine = self._sources[source] = _Questions()
+        mine.open += 1
+        mine.unsent[number] = None
+        self._engine.wake(self._go_on)
 
     def answered(self, message: TokenChecked) -> None:
         """The control process has checked one."""
-        if (question := self._asked.pop(message.request, None)) is None:
+        if (question := self._asked.get(message.request)) is None:
             return
         question.timer.cancel()
         if message.problem:
             said: jwt.Token | jwt.BadToken = jwt.BadToken(message.problem)
-            until = time.time() + _BAD_SECONDS
+            self._bad.put(question.key, _Known(time.time() + _BAD_SECONDS, said, len(question.text)))
         else:
             said = question.token
-            until = question.token.expires + jwt.SKEW_SECONDS if question.token.expires else float("inf")
-        self._remember(question.key, _Known(until, said, question.size))
-        self._tell(question, said)
+            until = said.expires + jwt.SKEW_SECONDS if said.expires else float("inf")
+            self._valid.put(question.key, _Known(until, said, len(question.text)))
+        self._close(message.request, said)
 
     def _late(self, number: int) -> None:
-        if (question := self._asked.pop(number, None)) is not None:
-            self._tell(question, jwt.BadToken("the token was not checked in time", 503))
+        self._close(number, jwt.BadToken("the token was not checked in time", 503))
 
-    def _tell(self, question: _Question, said: jwt.Token | jwt.BadToken) -> None:
+    def _close(self, number: int, said: jwt.Token | jwt.BadToken) -> None:
+        question = self._asked.pop(number)
         del self._open[question.key]
+        mine = self._sources[question.source]
+        mine.open -= 1
+        mine.unsent.pop(number, None)
+        if not mine.open:
+            del self._sources[question.source]
+        if question.sent:
+            self._sent -= 1
+            self._engine.wake(self._go_on)
         for told in question.told:
             told(said)
-
-    def _remember(self, key: tuple[str, bytes], known: _Known) -> None:
-        if (before := self._known.pop(key, None)) is not None:
-            self._size -= before.size
-        self._known[key] = known
-        self._size += known.size
-        while len(self._known) > _MAX_KNOWN or self._size > _MAX_KNOWN_BYTES:
-            self._size -= self._known.popitem(last=False)[1].size
 
 
 @dataclass(slots=True)
 class _Question:
-    key: tuple[str, bytes]
+    key: _Key
+    source: Source
+    text: bytes
+    key_set: str
     token: jwt.Token
-    size: int
     timer: Timer
     told: list[_Told]
+    sent: bool = False
+
+
+@dataclass(slots=True)
+class _Questions:
+    """Of one source."""
+
+    open: int = 0
+    unsent: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    """Their numbers."""
 
 
 class _Authentication:
     """One request's: rule by rule, and of each rule token by token, until the tokens of one are all valid."""
 
-    __slots__ = ("_done", "_failure", "_request", "_rules", "_tokens")
+    __slots__ = ("_done", "_failure", "_request", "_rules", "_source", "_tokens")
 
-    def __init__(self, tokens: Tokens, rules: TokenRules, request: Request, done: Done) -> None:
-        self._tokens, self._request, self._done = tokens, request, done
+    def __init__(self, tokens: Tokens, rules: TokenRules, request: Request, source: Source, done: Done) -> None:
+        self._tokens, self._request, self._source, self._done = tokens, request, source, done
         self._rules = [(rule, found) for rule in rules.rules if (found := rule.tokens(request))]
         self._rules.reverse()
         self._failure: jwt.BadToken | None = None
@@ -194,7 +256,7 @@ class _Authentication:
                 rule.accept(self._request, token, said.claims)
                 self._done(said.facts)
 
-        self._tokens.check(rule, token, told)
+        self._tokens.check(rule, token, self._source, told)
 
     def _failed(self, error: jwt.BadToken) -> None:
         """That of a rule for another issuer is told only if there is nothing better to tell."""

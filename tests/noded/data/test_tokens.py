@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import jwt
 import pytest
 import trio
+import trio.testing
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mesh import jwks
 from mesh.model import Action, JwtRule, Operation, Policy, RequestAuth, Rule, Source
+from mesh.request_auth import TokenRules
 from noded.control.token_keys import TokenKeys
+from noded.data.http.tokens import Tokens
 from noded.link import CheckToken, TokenChecked
 from tests.noded.data.lab import Lab, Pod, server
 from tests.noded.data.test_http import VIP, Web, asked, logged, pair
@@ -214,3 +217,69 @@ async def test_a_grpc_client_is_told_that_it_is_unauthenticated(pair: tuple[Lab,
     answer = await run(client, *asking, *(word for header in headers for word in ("-H", header)))
     assert "grpc-status: 16" in answer
     assert "grpc-message: Jwt header is an invalid Base64url encoded" in answer
+
+
+class Bench:
+    """`Tokens` without a worker."""
+
+    def __init__(self) -> None:
+        self.tokens = Tokens(cast(Any, self), cast(Any, self))
+        self.rule = TokenRules.of([auth()], namespace="shop", labels={}, root_namespace="").rules[0]  # type: ignore[union-attr]
+
+    def wake(self, event: trio.Event) -> None:
+        event.set()
+
+    def after(self, _seconds: float, _call: Any) -> Any:
+        return trio.CancelScope()  # what has a `cancel`
+
+    def check(self, source: str, value: bytes) -> list[Any]:
+        """What is said of it, as soon as it is."""
+        said: list[Any] = []
+        self.tokens.check(self.rule, value, source, said.append)
+        return said
+
+    async def answer(self, problem: str = "") -> list[bytes]:
+        """Say this of all that is asked, one after the other; which tokens these were."""
+        sent: list[CheckToken] = []
+
+        async def send(message: CheckToken) -> None:
+            sent.append(message)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.tokens.run, send)
+            await trio.testing.wait_all_tasks_blocked()
+            answered = 0
+            while answered < len(sent):
+                self.tokens.answered(TokenChecked(sent[answered].request, problem))
+                answered += 1
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        return [message.token for message in sent]
+
+
+async def test_who_has_many_tokens_checked_leaves_room_and_turns_to_others() -> None:
+    bench = Bench()
+    many = [bench.check("hog", token(sub=f"{number}")) for number in range(600)]
+    refused = [said[0] for said in many if said]
+    assert len(refused) >= 300
+    assert {(error.reason, error.status) for error in refused} == {("too many tokens are being checked", 503)}
+    mine = token(sub="ada")
+    heard = bench.check("ada", mine)
+    assert heard == []
+    order = await bench.answer()
+    assert order.index(mine) < 8
+    assert heard[0].claims["sub"] == "ada"
+    assert all(many)
+    assert bench.check("hog", token(sub="more")) == []
+
+
+async def test_made_up_tokens_do_not_drive_out_what_is_known_of_good_ones() -> None:
+    bench = Bench()
+    good = token(sub="ada")
+    bench.check("ada", good)
+    await bench.answer()
+    for begin in range(0, 6000, 200):
+        for number in range(begin, begin + 200):
+            bench.check("hog", good[:-8] + b"%08d" % number)
+        await bench.answer("Jwt verification fails")
+    assert bench.check("ada", good)[0].claims["sub"] == "ada"
