@@ -27,7 +27,7 @@ Meshctl = Callable[..., Result]
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
-    monkeypatch.setattr("controller.cli.rollout._INTERVAL", 0.01)
+    monkeypatch.setattr("controller.cli.rollout._LONGEST_PAUSE", 0.01)
     with serving() as found:
         yield found
 
