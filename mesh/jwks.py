@@ -9,7 +9,7 @@ from typing import Any
 MAX_BYTES = 131_072
 """Largest set that is read; with their certificates, ten keys are some 30 KiB."""
 MAX_KEYS = 32
-"""A token that names no key is checked with each."""
+"""A token that names no key is checked with the first few that fit."""
 _PARTS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
 _KEPT = ("kty", "kid", "alg")
 _MAX_PART = 2048

@@ -87,3 +87,17 @@ def test_keys_that_no_policy_has_any_more_are_gone() -> None:
     keys, name = having(stated(P256))
     keys.adopt([])
     assert keys.check(signed(P256, "ES256"), name) == "the keys have just changed"
+
+
+def test_a_token_that_names_no_key_costs_no_more_than_eight() -> None:
+    others = [stated(ec.generate_private_key(ec.SECP256R1()), kid=f"k{number}") for number in range(8)]
+    keys, name = having(*others, stated(P256, kid="mine"))
+    assert keys.check(signed(P256, "ES256"), name) == "Jwt verification fails with the first 8 of the keys that fit it"
+    assert keys.check(signed(P256, "ES256", kid="mine"), name) == ""
+
+
+def test_keys_with_which_a_signature_takes_long_are_left_out() -> None:
+    slow = stated(RSA, kid="a", e="gAAAAAAAAAE")  # 2**63 + 1
+    keys, name = having(slow, stated(RSA, kid="b"))
+    assert keys.check(signed(RSA, "RS256", kid="a"), name) == "Jwks doesn't have key to match kid or alg from Jwt"
+    assert keys.check(signed(RSA, "RS256", kid="b"), name) == ""
