@@ -12,6 +12,9 @@ from typing import NamedTuple
 from mesh.model import PROXY_PORTS, Service, Workload
 from mesh.snapshot import Snapshot
 
+NO_ENDPOINT = "the service has no endpoint for this port"
+NO_VERSION = "no endpoint of the service is of a version to which its TrafficPolicy gives weight"
+
 
 class Kind(enum.Enum):
     """What to do with a connection."""
@@ -57,8 +60,12 @@ def resolve(snapshot: Snapshot, address: str, port: int, pick: int) -> Target:
         return _direct(snapshot, address, port, None)
     service, _, backends = vip
     if not backends:
-        return Target(Kind.REFUSE, address, port, None, service, "the service has no endpoint for this port", "UH")
-    return to_endpoint(snapshot, service, *backends[pick % len(backends)])
+        return Target(Kind.REFUSE, address, port, None, service, NO_ENDPOINT, "UH")
+    if (split := snapshot.split_at(vip)) is None:
+        return to_endpoint(snapshot, service, *backends[pick % len(backends)])
+    if (backend := split.pick(pick)) is None:
+        return Target(Kind.REFUSE, address, port, None, service, NO_VERSION, "UH")
+    return to_endpoint(snapshot, service, *backend)
 
 
 def to_endpoint(snapshot: Snapshot, service: Service, address: str, port: int, uid: str) -> Target:

@@ -8,7 +8,7 @@ what is there and not on the order of arrival, so that all nodes, and a node bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from mesh.cidr import Blocks, parse_address
@@ -17,6 +17,7 @@ from mesh.served import Served
 from mesh.sync import Update
 from mesh.traffic import RateLimit, Route, TrafficPolicy
 from mesh.traffic_index import TrafficIndex
+from mesh.versions import Split
 
 _RANGE_MEMO = 8192
 
@@ -79,6 +80,8 @@ class Snapshot:
     """By service address, then port."""
     _traffic: TrafficIndex
     _served: Served
+    _splits: dict[tuple[str, int], Split] = field(default_factory=dict)
+    """Those asked for, by service and port."""
 
     @staticmethod
     def empty() -> Snapshot:
@@ -131,6 +134,22 @@ class Snapshot:
     def traffic_policy(self, service: str) -> TrafficPolicy | None:
         """The one that holds for a service (by key)."""
         return self._traffic.policy_of(service)
+
+    def version_of(self, uid: str) -> str:
+        """Of a workload; `""` if it is not known."""
+        workload = self.workloads.get(uid)
+        return workload.version if workload is not None else ""
+
+    def split_at(self, vip: Vip) -> Split | None:
+        """How its connections are split by version; None if they are not."""
+        if not self._traffic.versioned or (service := vip.service.key) not in self._traffic.versioned:
+            return None
+        if (split := self._splits.get((service, vip.port_index))) is None:
+            policy = self._traffic.policy_of(service)
+            assert policy is not None
+            split = Split(policy.versions, [(self.version_of(backend[2]), backend) for backend in vip.backends])
+            self._splits[service, vip.port_index] = split
+        return split
 
     def shared_limit(self, name: str) -> RateLimit | None:
         """See `TrafficIndex`."""

@@ -8,7 +8,7 @@ clients, one of another namespace for that namespace's clients only. Durations a
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Compare(enum.Enum):
@@ -302,6 +302,8 @@ class TrafficPolicy:
     timeout: float = 0.0
     fault: Fault | None = None
     rate_limits: tuple[RateLimit, ...] = ()
+    versions: dict[str, int] = field(default_factory=dict)
+    """`spec.versions`: weights by `Workload.version`; endpoints of others get nothing. Empty: all endpoints alike."""
 
     @property
     def key(self) -> str:

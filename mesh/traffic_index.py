@@ -25,6 +25,8 @@ class TrafficIndex:
     """By service, then port; 0 holds those for every port, which the others' tuples have too."""
     _claims: Mapping[str, tuple[TrafficPolicy, ...]] = field(default_factory=dict)
     """By service: all of its policies, the one that holds first."""
+    versioned: frozenset[str] = frozenset()
+    """The services that are split by version."""
 
     def routes_at(self, service: str, port: int) -> tuple[Route, ...]:
         """The routes attached to that port of a service, those of all namespaces, older ones first."""
@@ -86,8 +88,10 @@ class TrafficIndex:
     def _with_policies(self, added: tuple[TrafficPolicy, ...], gone: set[str]) -> TrafficIndex:
         policies, claims = dict(self.policies), dict(self._claims)
         new = {policy.key: policy for policy in added}
+        touched = {policy.service for policy in added}
         for key in gone.union(new):
             if (old := policies.pop(key, None)) is not None:
+                touched.add(old.service)
                 if left := tuple([other for other in claims.get(old.service, ()) if other.key != key]):
                     claims[old.service] = left
                 else:
@@ -96,7 +100,8 @@ class TrafficIndex:
             policies[policy.key] = policy
             mine = [*claims.get(policy.service, ()), policy]
             claims[policy.service] = tuple(sorted(mine, key=age))
-        return replace(self, policies=policies, _claims=claims)
+        split = {service for service in touched if (held := claims.get(service)) and held[0].versions}
+        return replace(self, policies=policies, _claims=claims, versioned=self.versioned - touched | split)
 
 
 def age(policy: TrafficPolicy) -> tuple[int, str]:

@@ -73,6 +73,7 @@ def _port(number: int) -> int:
 
 Label = Annotated[str, AfterValidator(_label)]
 Subdomain = Annotated[str, AfterValidator(_subdomain)]
-Labels = dict[Annotated[str, AfterValidator(_label_key)], Annotated[str, AfterValidator(_label_value)]]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
+Labels = dict[Annotated[str, AfterValidator(_label_key)], LabelValue]
 Address = Annotated[str, AfterValidator(_address)]
 Port = Annotated[int, AfterValidator(_port)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from controller.schema.matches import HeaderMatch, HeaderName, HttpMatch, Method, between, once, text
-from controller.schema.names import Label, Subdomain
+from controller.schema.names import Label, LabelValue, Subdomain
 from controller.schema.quantities import Duration, Percentage, Time, seconds, share
 from controller.schema.strict import Strict, wrong
 
@@ -15,6 +15,8 @@ _COUNT = 2**31 - 1
 _Count = Annotated[int, AfterValidator(between(1, _COUNT, "a number of these"))]
 _OrNone = Annotated[int, AfterValidator(between(0, _COUNT, "a number of these"))]
 _ErrorStatus = Annotated[int, AfterValidator(between(400, 599, "an error's status"))]
+_Weight = Annotated[int, AfterValidator(between(0, 1_000_000, "a weight"))]
+_MOST_VERSIONS = 16
 _HASHING = ("RingHash", "Maglev")
 
 
@@ -246,11 +248,23 @@ class RateLimit(Strict):
         return self
 
 
+def _versions(weights: dict[str, int]) -> dict[str, int]:
+    if "" in weights:
+        raise wrong("a version without a name", "that of a workload without a label for it is latest")
+    if len(weights) > _MOST_VERSIONS:
+        raise wrong(f"{len(weights)} versions", f"at most {_MOST_VERSIONS}")
+    if not any(weights.values()):
+        raise wrong("no version has a weight", "give one more than 0, or remove 'versions' to have no split")
+    return weights
+
+
 class TrafficPolicySpec(Strict):
     """How requests to a Service are balanced, bounded, retried, limited and disturbed. Of several the oldest holds."""
 
     target_ref: Target
     """The Service that it is for."""
+    versions: Annotated[dict[LabelValue, _Weight], AfterValidator(_versions)] | None = None
+    """Weights by the version of workloads, which their labels say; other versions get nothing. Left out, all alike."""
     load_balancing: LoadBalancing | None = None
     """How an endpoint is chosen."""
     circuit_breaker: CircuitBreaker | None = None

@@ -58,6 +58,7 @@ def traffic_policy(resource: Resource) -> TrafficPolicy:
         seconds(spec.get("timeout")),
         _if(spec.get("fault"), _fault),
         tuple(_rate_limit(each) for each in spec.get("rateLimits") or ()),
+        dict(spec.get("versions") or {}),
     )
 
 

@@ -2,5 +2,6 @@
 
 from mesh.balance.host import Host
 from mesh.balance.hosts import Hosts
+from mesh.balance.versions import VersionedHosts
 
-__all__ = ["Host", "Hosts"]
+__all__ = ["Host", "Hosts", "VersionedHosts"]

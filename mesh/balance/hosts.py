@@ -17,7 +17,8 @@ from mesh.balance.host import Host
 from mesh.balance.pool import Pool
 from mesh.traffic import Balance, LoadBalancing
 
-_Key = tuple[str, int, str]
+Key = tuple[str, int, str]
+"""Of an endpoint: its address, its port, its workload's uid or `""`."""
 
 
 class Hosts:
@@ -29,7 +30,7 @@ class Hosts:
         self._affine = Affine(table) if table else None
         self._window = 0.0 if table else balancing.slow_start
         self._prefer_local = balancing.prefer_local and not table
-        self._hosts: dict[_Key, Host] = {}
+        self._hosts: dict[Key, Host] = {}
         self._turn = -1
         self.ejected = 0
         """How many are ejected."""
@@ -44,8 +45,8 @@ class Hosts:
         """Every host, ejected or not."""
         return self._hosts.values()
 
-    def update(self, backends: Iterable[_Key], local_uids: Collection[str], now: float) -> None:
-        """These are the endpoints now (address, port, workload's uid), those of `local_uids` on this node.
+    def update(self, backends: Iterable[Key], local_uids: Collection[str], now: float) -> None:
+        """These are the endpoints now, those of `local_uids` on this node.
 
         A host that stays keeps its state. One that goes is `ejected_until` infinity, for who still holds it.
         """

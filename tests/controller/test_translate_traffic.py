@@ -367,6 +367,7 @@ def test_a_traffic_policy_in_full() -> None:
             },
             {"name": "b", "requests": 1, "scope": "Mesh"},
         ],
+        "versions": {"v1": 90, "v2": 10},
     }
     made = build(resource("TrafficPolicy", "p", spec, created=7)).traffic["shop/p"]
     assert (made.service, made.created, made.timeout) == ("shop/web", 7, 10.0)
@@ -382,6 +383,7 @@ def test_a_traffic_policy_in_full() -> None:
         RateLimit("a", 10, 60.0, 5, False, "x-user", (RouteMatch(method="POST"),)),
         RateLimit("b", 1, shared=True),
     )
+    assert made.versions == {"v1": 90, "v2": 10}
 
 
 def test_faults_of_grpc_and_of_connections() -> None:
@@ -400,6 +402,7 @@ def test_what_a_traffic_policy_leaves_out_has_the_models_defaults() -> None:
     parts = ("loadBalancing", "circuitBreaker", "outlierDetection", "retries", "retryBudget")
     bare = build(resource("TrafficPolicy", "p", {"targetRef": {"name": "web"}})).traffic["shop/p"]
     assert (bare.load_balancing, bare.retries, bare.outlier_detection) == (None, None, None)
+    assert bare.versions == {}
     spec = {"targetRef": {"name": "web"}, **{part: {} for part in parts}}
     made = build(resource("TrafficPolicy", "p", spec)).traffic["shop/p"]
     assert (made.load_balancing, made.outlier_detection) == (LoadBalancing(), OutlierDetection())

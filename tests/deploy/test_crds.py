@@ -111,6 +111,8 @@ def test_there_are_examples_of_both_policies() -> None:
         ("TrafficPolicy", {"targetRef": {"name": "web"}, "loadBalancing": {"policy": "maglev"}}),
         ("TrafficPolicy", {"targetRef": {"name": "web"}, "retries": {"attempts": "2"}}),
         ("TrafficPolicy", {"targetRef": {"name": "web"}, "timeout": 10}),
+        ("TrafficPolicy", {"targetRef": {"name": "web"}, "versions": ["v1"]}),
+        ("TrafficPolicy", {"targetRef": {"name": "web"}, "versions": {"v1": "90%"}}),
         ("Workload", {"address": 10}),
         ("Workload", {"addresses": ["10.0.0.1"] * 17}),
     ],

@@ -30,8 +30,11 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2", "10.77.1.1", "192.0.2.1", "fd00::1", "fd0
 PORTS = (80, 443, 8080)
 
 
-def workload(name: str = "web", *addresses: str, meshed: bool = True, namespace: str = "shop") -> Workload:
-    return Workload(f"{namespace}/{name}", name, namespace, name, "node-a", addresses, meshed)
+def workload(
+    name: str = "web", *addresses: str, meshed: bool = True, namespace: str = "shop", version: str = ""
+) -> Workload:
+    uid = f"{namespace}/{name}"
+    return Workload(uid, name, namespace, name, "node-a", addresses, meshed, version=version)
 
 
 def service(
@@ -108,11 +111,14 @@ peer_auths = st.builds(
 )
 
 workloads = st.builds(
-    lambda name, at, meshed, namespace: workload(name, *at, meshed=meshed, namespace=namespace),
+    lambda name, at, meshed, namespace, version: workload(
+        name, *at, meshed=meshed, namespace=namespace, version=version
+    ),
     one_of("a", "b", "c"),
     tuples(st.sampled_from(ADDRESSES)),
     st.booleans(),
     st.sampled_from(NAMESPACES[:2]),
+    one_of("", "v1", "v2"),
 )
 endpoints = st.builds(
     Endpoint, st.sampled_from(ADDRESSES), one_of("", "shop/a", "shop/b", "other/c"), tuples(one_of(0, 8080, 15008), 3)
@@ -149,4 +155,5 @@ traffic = st.builds(
     st.integers(0, 2),
     fault=st.none() | st.builds(Fault, st.sampled_from([0.5, 1.0]), st.integers(0, 10_000)),
     rate_limits=tuples(st.builds(RateLimit, one_of("a"), st.integers(1, 5))),
+    versions=st.dictionaries(one_of("v1", "v2"), st.integers(0, 3)),
 )

@@ -58,9 +58,16 @@ def seen(snapshot: Snapshot) -> object:
         [(snapshot.service_at(a, p), snapshot.vip_at(a, p)) for a in ADDRESSES for p in PORTS],
         (dict(snapshot.routes), dict(snapshot.traffic)),
         [snapshot.routes_at(s, p) for s in ("shop/x", "other/y", "shop/none") for p in (*PORTS, 1)],
+        [split_at(snapshot, a, p) for a in ADDRESSES for p in PORTS],
         [snapshot.traffic_policy(s) for s in ("shop/x", "other/y", "shop/none")],
         [snapshot.protocol_at(a, p) for a in ADDRESSES for p in (8080, 15008, 0)],
     )
+
+
+def split_at(snapshot: Snapshot, address: str, port: int) -> object:
+    if (vip := snapshot.vip_at(address, port)) is None or (split := snapshot.split_at(vip)) is None:
+        return None
+    return [split.pick(turn) for turn in range(20)]
 
 
 def backwards(objects: dict[str, Any]) -> tuple[Any, ...]:

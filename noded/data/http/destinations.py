@@ -6,9 +6,10 @@ import random
 import time
 from collections.abc import Collection
 
-from mesh.balance import Host, Hosts
+from mesh.balance import Host, Hosts, VersionedHosts
 from mesh.detect import protocol
 from mesh.model import Service
+from mesh.resolve import NO_ENDPOINT, NO_VERSION
 from mesh.retry import Budget
 from mesh.route import Router, limits
 from mesh.snapshot import Snapshot
@@ -38,18 +39,24 @@ class Destination:
         """Of requests that no route takes."""
         self.traffic: Traffic | None = None
         self._seen: tuple[object, ...] = ()
+        self._hosts_for: tuple[object, ...] = (_BALANCING, None, False)
         self._routers: dict[str, tuple[tuple[Route, ...], Router | None]] = {}
 
     def refresh(self, snapshot: Snapshot, local: Collection[str], now: float) -> None:
         """Take over what changed. `local` are the uids of this node's workloads."""
         service = snapshot.services[self.service.key]
         policy = snapshot.traffic_policy(service.key)
-        seen = (service, policy)
-        if self._seen and self._seen[0] is service and self._seen[1] is policy:
+        weights = policy.versions if policy is not None else {}
+        versions = {e.workload: snapshot.version_of(e.workload) for e in service.endpoints} if weights else {}
+        seen = (service, policy, versions)
+        if self._seen and self._seen[0] is service and self._seen[1] is policy and self._seen[2] == versions:
             return
         if not self._seen or self.policy is not policy:
             balancing = (policy and policy.load_balancing) or _BALANCING
-            self.hosts = Hosts(balancing)
+            hosts_for = balancing, policy and policy.outlier_detection, bool(weights)
+            if hosts_for != self._hosts_for:  # else who is ejected stays so, and sessions stay where they are
+                self._hosts_for = hosts_for
+                self.hosts = VersionedHosts(balancing) if weights else Hosts(balancing)
             self.budget = Budget((policy and policy.retry_budget) or _BUDGET, self._workers)
             self.limits = limits(None, policy)
             self.traffic = None
@@ -60,6 +67,8 @@ class Destination:
         self._seen, self.service, self.policy = seen, service, policy
         index = next(i for i, port in enumerate(service.ports) if port.port == self.port)
         self.protocol = protocol(service.ports[index])
+        if isinstance(self.hosts, VersionedHosts):
+            self.hosts.weigh(weights, versions)
         self.hosts.update(
             [(e.address, e.ports[index], e.workload) for e in service.endpoints if e.ports[index]], local, now
         )
@@ -72,6 +81,12 @@ class Destination:
             known = routes, Router.of(routes, namespace, self.service.namespace, self.policy) if routes else None
             self._routers[namespace] = known
         return known[1]
+
+    @property
+    def no_endpoint(self) -> str:
+        """Why `pick` finds none, for people."""
+        split = self.policy is not None and self.policy.versions
+        return NO_VERSION if split and self.service.endpoints else NO_ENDPOINT
 
     def pick(self, now: float, hash_key: bytes | None, tried: Collection[Host]) -> Host | None:
         """An endpoint."""

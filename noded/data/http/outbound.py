@@ -205,7 +205,7 @@ class OutboundExchange(Exchange):
         host = destination.pick(now, traffic.hash_key(self) if traffic is not None else None, self.tried)
         if host is None:
             self.tried_at = 0.0
-            self.reply(503, "UH", "the service has no endpoint for this port")
+            self.reply(503, "UH", destination.no_endpoint)
             return
         self.host = host
         if traffic is not None and not traffic.enter():
