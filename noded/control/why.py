@@ -28,7 +28,19 @@ from noded.control.view import Parts
 _HIDDEN = {name.decode() for name in CREDENTIALS}
 _NOWHERE = format_address("", 0)
 _RBAC, _ASKED = "RBAC", "UAEX"
-_ALIKE = ("kind", "direction", "workload", "source_identity", "service", "method", "code", "flags", "reason", "route")
+_ALIKE = (
+    "kind",
+    "direction",
+    "workload",
+    "source_identity",
+    "service",
+    "method",
+    "code",
+    "grpc_status",
+    "flags",
+    "reason",
+    "route",
+)
 """What is the same of what is told once."""
 _FORBIDDEN = 403
 

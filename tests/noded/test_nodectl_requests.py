@@ -83,6 +83,12 @@ def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Node
         yield Nodectl(tmp_path / "noded.sock", api, capsys)
 
 
+def test_of_grpc_both_statuses_are_shown(nodectl: Nodectl) -> None:
+    rows = [{**ROW, "response_code": 200, "grpc_status": 14}, {**ROW, "response_code": 200, "grpc_status": None}]
+    nodectl.api.answers["GET /requests"] = {"items": rows, "after": ""}
+    assert [line.split()[6] for line in nodectl("requests", "--no-headers").out.splitlines()] == ["200/14", "200"]
+
+
 def test_nothing_found_is_told_apart_from_nothing_there(nodectl: Nodectl) -> None:
     nodectl.api.answers.update({"GET /requests": {"items": [], "after": ""}, "GET /endpoints": {"items": []}})
     assert nodectl("requests").err.startswith("No request of late.")

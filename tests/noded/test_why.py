@@ -155,7 +155,7 @@ def test_a_token_s_odd_claims_break_nothing() -> None:
     odd: dict[str, Any] = {"n": 2**80, "s": "\ud800", "\udfff": [1.5]}
     ended = SimpleNamespace(request=asked, claims=odd, flags="RBAC", reason="")
     recent = Recent()
-    recent.inbound("1-r1", session, cast(Any, ended), 403)
+    recent.inbound("1-r1", session, cast(Any, ended), 403, None)
     (row,) = msgpack.unpackb(msgpack.packb(recent.rows()))
     rule = Rule(conditions=(Condition("request.auth.claims[s]", ("a",)), Condition("request.auth.claims[n]", ("a",))))
     answer = explain(row, mesh(Policy("p", "shop", Action.ALLOW, (rule,))), LABELS)
@@ -165,7 +165,7 @@ def test_a_token_s_odd_claims_break_nothing() -> None:
     for _ in range(100_000):
         odd = {"n": odd}
     ended.claims = odd
-    recent.inbound("1-r2", session, cast(Any, ended), 403)
+    recent.inbound("1-r2", session, cast(Any, ended), 403, None)
     assert [row["whole"] for row in recent.rows()] == [False, True]
 
 

@@ -129,6 +129,11 @@ CONNECTIONS = (
 )
 
 
+def status(row: Row, code: Any) -> str:
+    """`503`; of gRPC both statuses: `200/14`."""
+    return f"{code}/{row['grpc_status']}" if code and row.get("grpc_status") is not None else str(code or "")
+
+
 def _asked(row: Row) -> str:
     return f"{row['method']} {row['path']}" if "method" in row else str(row.get("destination", ""))
 
@@ -142,7 +147,7 @@ FAILED = (
     Column("WORKLOAD", "workload"),
     Column("CLIENT", lambda row: short_identity(row.get("source_identity") or "") or row.get("source")),
     Column("ASKED", _asked),
-    Column("CODE", lambda row: row.get("code") or None, right=True),
+    Column("CODE", lambda row: status(row, row.get("code")), right=True),
     Column("FLAGS", "flags"),
     Column("REASON", "reason"),
     Column("SOURCE", "source", wide=True),
@@ -174,7 +179,7 @@ REQUESTS = (
     Column("METHOD", "method"),
     Column("AUTHORITY", "authority"),
     Column("PATH", "path"),
-    Column("CODE", "response_code", right=True),
+    Column("CODE", lambda row: status(row, row.get("response_code")), right=True),
     Column("FLAGS", "response_flags"),
     Column("MS", "duration", right=True),
     Column("RECEIVED", "bytes_received", size, right=True, wide=True),

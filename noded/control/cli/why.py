@@ -14,7 +14,7 @@ from mesh.present.units import ago
 from mesh.present.why import route_lines, verdict_lines
 from noded.control.cli import columns
 from noded.control.cli.client import Client
-from noded.control.cli.columns import short_identity
+from noded.control.cli.columns import short_identity, status
 from noded.control.cli.completion import failed_ids
 from noded.control.cli.terminal import show
 
@@ -67,7 +67,7 @@ def _pairs(what: Row) -> list[tuple[str, str]]:
     if "method" in what:
         pairs.append(("Asked", f"{what['method']} {what['authority']} {what['path']}"))
     if "flags" in what:
-        code = f"{what['code']} " if what.get("code") else ""
+        code = f"{status(what, what['code'])} " if what.get("code") else ""
         flags = f"{what['flags']} " if what["flags"] != "-" else ""
         pairs.append(("Outcome", f"{code}{flags}{what.get('reason', '')}".strip()))
     else:

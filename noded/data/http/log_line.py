@@ -46,6 +46,7 @@ _MOST, _MOST_PATH = 1024, 4096
 memory, and a byte may take six there.
 """
 _LONG, _MANY = 256, 512
+_MAX_STATUS = 16
 _SERVED = ("-", "DI", "URX")
 """Flags with which a backend's answer is passed on."""
 
@@ -55,6 +56,17 @@ def details(flags: str, own: bool) -> str:
     if flags in _SERVED:
         return "direct_response" if own else "via_upstream"
     return _DETAILS.get(flags.partition(",")[0], "upstream_reset_before_response_started{connection_termination}")
+
+
+def grpc_status(exchange: Exchange) -> str | None:
+    """The status of a gRPC request, `""` if there was none; None for any other request."""
+    request = exchange.request
+    if request.method != b"POST" or not (request.header(b"content-type") or b"").startswith(b"application/grpc"):
+        return None
+    status = exchange.grpc_status
+    if status is None and exchange.response is not None:
+        status = exchange.response.header(b"grpc-status")
+    return status.decode("latin-1") if status is not None and status.isdigit() and len(status) <= _MAX_STATUS else ""
 
 
 def json_line(
@@ -122,8 +134,10 @@ def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> s
     route = tally.route.key if tally.route is not None else "default"
     cluster = f"outbound|{tally.port}||{edge.service}" if edge.outbound else f"inbound|{tally.port}||"
     peer = (edge.destination if edge.outbound else edge.source).principal if edge.security == "mutual_tls" else ""
+    grpc = grpc_status(exchange)
+    of_grpc = "" if grpc is None else f',"grpc_status":{int(grpc) if grpc else "null"}'
     tally.line = (
-        f',"response_code":{status},"response_flags":"{exchange.flags}"'
+        f',"response_code":{status}{of_grpc},"response_flags":"{exchange.flags}"'
         f',"response_code_details":{quoted(details(exchange.flags, not tally.upstream))}'
         f',"route_name":{quoted(route)},"upstream_cluster":{quoted(cluster)}'
         f',"upstream_host":{quoted(tally.upstream) if tally.upstream else "null"}'

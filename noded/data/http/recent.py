@@ -33,6 +33,8 @@ class _Ended(NamedTuple):
     code: int
     flags: str
     reason: str
+    grpc: str | None
+    """`grpc-status`, `""` if there was none; None of what is not gRPC."""
     claims: Mapping[str, Any] | None = None
     service: str = ""
     target: str = ""
@@ -47,15 +49,17 @@ class Recent:
     def __init__(self) -> None:
         self._ended: Alike[_Ended] = Alike()
 
-    def inbound(self, name: str, session: Session, exchange: InboundExchange, code: int) -> None:
+    def inbound(self, name: str, session: Session, exchange: InboundExchange, code: int, grpc: str | None) -> None:
         """A request of a local workload ended so."""
         request, whole = _bounded(exchange.request)
         flags, reason, claims = exchange.flags, exchange.reason, exchange.claims if whole else None
         flow, now = session.flow, time.time()
-        kind = flow.uid, flow.peer_identity, flow.target_port, request.method, code, flags, reason
-        self._ended.add(kind, _Ended(name, now, session.who, request, whole, code, flags, reason, claims), now)
+        kind = flow.uid, flow.peer_identity, flow.target_port, request.method, code, grpc, flags, reason
+        self._ended.add(kind, _Ended(name, now, session.who, request, whole, code, flags, reason, grpc, claims), now)
 
-    def outbound(self, name: str, session: OutboundSession, exchange: OutboundExchange, code: int) -> None:
+    def outbound(
+        self, name: str, session: OutboundSession, exchange: OutboundExchange, code: int, grpc: str | None
+    ) -> None:
         """A local workload's request ended so."""
         request = exchange.request
         if exchange.asked:
@@ -63,7 +67,7 @@ class Recent:
         request, whole = _bounded(request)
         host, backend, matched, now = exchange.host, exchange.backend, exchange.matched, time.time()
         ended = _Ended(
-            *(name, now, session.who, request, whole, code, exchange.flags, exchange.reason),
+            *(name, now, session.who, request, whole, code, exchange.flags, exchange.reason, grpc),
             service=f"{session.service}:{session.port}",
             target=format_address(host.address, host.port) if host is not None else "",
             matched=matched,
@@ -71,7 +75,7 @@ class Recent:
         )
         route = matched.route.key if matched is not None else ""
         to = session.flow.uid, session.service, session.port, route
-        self._ended.add((to, request.method, code, exchange.flags, exchange.reason), ended, now)
+        self._ended.add((to, request.method, code, grpc, exchange.flags, exchange.reason), ended, now)
 
     def rows(self) -> list[dict[str, Any]]:
         """As `GET /why` has them, but one by one (`Alike.rows`), with all headers and, as JSON, claims."""
@@ -124,6 +128,7 @@ def _row(ended: _Ended) -> dict[str, Any]:
         "claims": claims,
         "whole": ended.whole and (claims is not None or ended.claims is None),
         "code": ended.code,
+        **({} if ended.grpc is None else {"grpc_status": int(ended.grpc) if ended.grpc else None}),
         "flags": ended.flags,
         "reason": ended.reason,
         "route": matched.route.key if matched is not None else "",

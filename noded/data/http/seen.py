@@ -10,7 +10,7 @@ from mesh.hbone import format_address
 from mesh.http1 import BadMessage
 from mesh.request_counts import RequestReport
 from noded.data.http import log_line
-from noded.data.http.log_line import json_line, text_line
+from noded.data.http.log_line import grpc_status, json_line, text_line
 from noded.data.http.recent import Recent
 from noded.data.http.tally import Outcome, RequestEdge, RequestTally
 from noded.data.http.tap import Taps
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 MAX_OUTCOMES = 4096
 """Tallies between two reports; requests beyond are counted in one sum only."""
-_MAX_STATUS = 16
 _FAILED = 400
 """Statuses from here on say so."""
+_FINE = (None, "0")
+"""Statuses of gRPC that do not; None is of any other request."""
 _BEFORE = ("RBAC", "RL")
 """Flags of requests that the workload never saw."""
 
@@ -61,14 +62,14 @@ class Seen:
             edge = self._edges[key] = self._edge(session, service, host)
         response = exchange.response
         route = exchange.matched.route if exchange.matched is not None else None
-        outcome = response.status if response is not None else 0, exchange.flags, _grpc(exchange), id(route)
+        outcome = response.status if response is not None else 0, exchange.flags, grpc_status(exchange), id(route)
         tally = edge.outcomes.get(outcome)
         if tally is None:
             upstream = format_address(host.address, host.port) if host is not None else ""
             tally = self._tally(edge, outcome, route, upstream, destination.port if destination is not None else 0)
         self._requests += 1
-        if outcome[0] >= _FAILED or exchange.flags != "-":
-            self.recent.outbound(f"{self._ids}{self._requests}", session, exchange, outcome[0])
+        if outcome[0] >= _FAILED or exchange.flags != "-" or outcome[2] not in _FINE:
+            self.recent.outbound(f"{self._ids}{self._requests}", session, exchange, outcome[0], outcome[2])
         self._count(session, exchange, edge, tally)
 
     def inbound(self, session: InboundSession, exchange: InboundExchange) -> None:
@@ -83,14 +84,19 @@ class Seen:
                 edge = self._edges[key] = RequestEdge(False, source, destination, service, security)
             self._by_flow[flow.number] = edge
         response = exchange.response
-        outcome = response.status if response is not None else 0, exchange.flags, _grpc(exchange), flow.target_port
+        outcome = (
+            response.status if response is not None else 0,
+            exchange.flags,
+            grpc_status(exchange),
+            flow.target_port,
+        )
         tally = edge.outcomes.get(outcome)
         if tally is None:
             upstream = format_address(flow.target, flow.target_port) if exchange.flags not in _BEFORE else ""
             tally = self._tally(edge, outcome, None, upstream, flow.target_port)
         self._requests += 1
-        if outcome[0] >= _FAILED or exchange.flags != "-":
-            self.recent.inbound(f"{self._ids}{self._requests}", session, exchange, outcome[0])
+        if outcome[0] >= _FAILED or exchange.flags != "-" or outcome[2] not in _FINE:
+            self.recent.inbound(f"{self._ids}{self._requests}", session, exchange, outcome[0], outcome[2])
         self._count(session, exchange, edge, tally)
 
     def refused(self, session: Session, error: BadMessage) -> None:
@@ -145,14 +151,3 @@ class Seen:
         """What was counted since the last call, worked out as it is asked for."""
         edges, self._edges, self._by_flow, self._outcomes = self._edges, {}, {}, 0
         return (report for edge in edges.values() for report in edge.reports())
-
-
-def _grpc(exchange: Exchange) -> str | None:
-    """The status of a gRPC request, `""` if there was none; None for any other request."""
-    request = exchange.request
-    if request.method != b"POST" or not (request.header(b"content-type") or b"").startswith(b"application/grpc"):
-        return None
-    status = exchange.grpc_status
-    if status is None and exchange.response is not None:
-        status = exchange.response.header(b"grpc-status")
-    return status.decode("latin-1") if status is not None and status.isdigit() and len(status) <= _MAX_STATUS else ""

@@ -318,7 +318,7 @@ async def test_endpoints_show_how_they_fare(pair: tuple[Lab, Pod, Pod]) -> None:
     assert row["ewma_ms"] > 0
 
 
-async def test_grpc_calls_are_counted_with_the_status_in_their_trailers(
+async def test_grpc_calls_are_counted_logged_and_remembered_with_the_status_in_their_trailers(
     traced: tuple[Lab, Pod, Pod],
 ) -> None:
     made, client, pod = traced
@@ -330,3 +330,6 @@ async def test_grpc_calls_are_counted_with_the_status_in_their_trailers(
         reports = await counted(made, side, 2)
         assert {(report.key.protocol, report.key.code) for report in reports} == {("grpc", 200)}
         assert {report.key.grpc: report.key.edge.flags for report in reports} == {"0": "-", "9": "-"}
+        assert {line["grpc_status"] for line in await logged(side, 2)} == {0, 9}
+        (failed,) = await made.query(side, "failed")
+        assert (failed["code"], failed["grpc_status"]) == (200, 9)
