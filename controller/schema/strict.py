@@ -85,7 +85,7 @@ def _problem(model: type[BaseModel], document: Document, at: Path, details: Erro
         if kind == "string_type" and isinstance(given, bool | int | float):
             remedy = "put it in quotes"
         elif kind == "int_type" and isinstance(given, str):
-            remedy = "write it without quotes"
+            remedy = "write it without quotes" if given.strip().lstrip("+-").isdigit() else "write a number"
         elif kind in ("list_type", "tuple_type"):
             remedy = "write one item a line, each after '- '"
         return document.problem(path, message.replace("the null None", "nothing"), remedy)

@@ -12,8 +12,8 @@ from controller.schema.quantities import Duration, Percentage, Time, seconds, sh
 from controller.schema.strict import Strict, wrong
 
 _COUNT = 2**31 - 1
-_Count = Annotated[int, AfterValidator(between(1, _COUNT, "a number of these"))]
-_OrNone = Annotated[int, AfterValidator(between(0, _COUNT, "a number of these"))]
+_Count = Annotated[int, AfterValidator(between(1, _COUNT, "in range"))]
+_OrNone = Annotated[int, AfterValidator(between(0, _COUNT, "in range"))]
 _ErrorStatus = Annotated[int, AfterValidator(between(400, 599, "an error's status"))]
 _Weight = Annotated[int, AfterValidator(between(0, 1_000_000, "a weight"))]
 _MOST_VERSIONS = 16

@@ -145,8 +145,11 @@ class OutboundExchange(Exchange):
             self._mirror(rule)
         if rule.backends:
             backend = self.backend = choose_backend(rule, random.random())
-            if backend is None or backend.invalid:
-                self.reply(500, "NC", backend.invalid if backend else "no backend has a weight")
+            if backend is None:
+                self.reply(500, "NC", "no backend has a weight")
+                return False
+            if backend.invalid:
+                self.reply(500, "NC", f"backend {backend.service}:{backend.port}: {backend.invalid}")
                 return False
             self.destination = self.proxy.destinations.at(backend.service, backend.port)
             if self.destination is None:

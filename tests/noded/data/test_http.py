@@ -173,20 +173,28 @@ async def test_no_endpoint_is_503_and_says_so(pair: tuple[Lab, Pod, Pod]) -> Non
     assert (await logged(client))[0]["response_flags"] == "UH"
 
 
-async def test_routes_choose_the_backend_and_what_none_takes_is_404(pair: tuple[Lab, Pod, Pod]) -> None:
+async def test_routes_choose_the_backend_what_none_takes_is_404_and_a_backend_that_may_not_be_used_500(
+    pair: tuple[Lab, Pod, Pod],
+) -> None:
     made, client, pod = pair
     other = made.pod("other")
     await made.enrol(other)
     made.services = (service(pod), service(other, name="other", vip="10.96.0.2"))
-    rules = (RouteRule((RouteMatch("/v2", Compare.PREFIX),), (Backend("shop/other", 80),)),)
+    rules = (
+        RouteRule((RouteMatch("/v2", Compare.PREFIX),), (Backend("shop/other", 80),)),
+        RouteRule((RouteMatch("/bank", Compare.PREFIX),), (Backend("bank/b", 80, invalid="RefNotPermitted"),)),
+    )
     made.routes = (Route("HTTPRoute", "r", "shop", (Parent("shop/web"),), rules),)
     await made.publish()
     web, second = Web(), Web(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother")
     with server(pod, 8080, web), server(other, 8080, second):
         assert (await asked(client, b"GET /v2/x HTTP/1.1\r\nHost: web\r\n\r\n")).endswith(b"other")
         assert (await asked(client, GET)).startswith(b"HTTP/1.1 404 ")
+        assert (await asked(client, GET.replace(b"/a", b"/bank"))).startswith(b"HTTP/1.1 500 ")
     assert web.heads == []
-    assert [line["response_flags"] for line in await logged(client, 2)] == ["-", "NR"]
+    lines = await logged(client, 3)
+    assert [line["response_flags"] for line in lines] == ["-", "NR", "NC"]
+    assert lines[2]["reason"] == "backend bank/b:80: RefNotPermitted"
 
 
 async def test_a_failed_try_is_repeated_elsewhere(pair: tuple[Lab, Pod, Pod]) -> None:
