@@ -1,8 +1,10 @@
 """A workload's way into the mesh and out of it again, and back in after a restart.
 
-In: namespace, controller, certificate, listeners, workers, record, rules. Out: the same backwards, with a pause for
-connections to end. A step that fails undoes those before it. The record is written before the rules, so that a crash
-between them leaves a workload that the next start finishes, and never rules that nobody remembers.
+In: namespace, listeners, controller, certificate, workers, record, rules. Out: the same backwards, with a pause for
+connections to end. A step that fails undoes those before it. The listeners are there before the controller knows of the
+workload, since from then on others open tunnels to it: those wait until the workers have it. The record is written
+before the rules, so that a crash between them leaves a workload that the next start finishes, and never rules that
+nobody remembers.
 
 A workload that dies without saying so is noticed by its path: this process's descriptors keep the namespace itself in
 existence, but `/run/netns/NAME` or `/proc/PID/ns/net` vanishes or comes to lead elsewhere (`watch` looks every few
@@ -14,8 +16,9 @@ from __future__ import annotations
 import enum
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,25 +164,25 @@ class Enrolments:
 
     async def _enrol(self, record: Record, netns: int, before: Local | None) -> Local:
         workload, uid = record.workload, record.workload.uid
-        syncer = self._syncer
-        try:
-            await syncer.enrol(workload)
-        except ControllerAway:
-            if before is None or before.record.workload.service_account != workload.service_account:
+        with self._listening(uid, netns) as listeners:
+            try:
+                await self._syncer.enrol(workload)
+            except ControllerAway:
+                if before is None or before.record.workload.service_account != workload.service_account:
+                    raise
+                _log.warning("controller is away; it has this workload from before", extra={"uid": uid})
+            same = self._locals.get(uid)
+            try:
+                await self._certify(workload)
+                local = same or Local(record, os.dup(netns))
+                local.record = record
+                self._locals[uid] = local
+                await self._bring_up(local, listeners)
+            except BaseException:
+                if same is None:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + _UNDO_SECONDS):
+                        await self._take_down(uid)
                 raise
-            _log.warning("controller is away; it has this workload from before", extra={"uid": uid})
-        same = self._locals.get(uid)
-        try:
-            await self._certify(workload)
-            local = same or Local(record, os.dup(netns))
-            local.record = record
-            self._locals[uid] = local
-            await self._bring_up(local)
-        except BaseException:
-            if same is None:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _UNDO_SECONDS):
-                    await self._take_down(uid)
-            raise
         _log.info("enrolled", extra={"uid": uid, "netns": record.netns, "addresses": list(workload.addresses)})
         return local
 
@@ -194,14 +197,24 @@ class Enrolments:
         identity = Identity(domain, workload.namespace, workload.service_account).uri
         return self._certs.adopt(workload.uid, identity)
 
-    async def _bring_up(self, local: Local) -> None:
-        """Listeners, workers, record, rules; what is there already stays, and gets what changed."""
+    @contextmanager
+    def _listening(self, uid: str, netns: int) -> Iterator[list[list[socket.socket]]]:
+        """Listeners for the workers; none if they have them. Closed in the end, but for those taken off the list."""
+        made = [] if self._workers.has(uid) else self._namespaces.listeners(netns, self._workers.count)
+        try:
+            yield made
+        finally:
+            for sock in (sock for row in made for sock in row):
+                sock.close()
+
+    async def _bring_up(self, local: Local, listeners: list[list[socket.socket]]) -> None:
+        """Workers, record, rules; what is there already stays, and gets what changed."""
         record = local.record
         if self._workers.has(local.uid):
             self._workers.relabel(self._message(record))
         else:
-            listeners = self._namespaces.listeners(local.netns, self._workers.count)
-            self._workers.workload_up(self._message(record), os.dup(local.netns), listeners)
+            self._workers.workload_up(self._message(record), os.dup(local.netns), listeners.copy())
+            listeners.clear()
         if not await self._workers.until_ready(local.uid, _WORKERS_SECONDS):
             raise NotReady(f"the workers did not take up {local.uid} in time", "see the log, then try again")
         self._records.write(record)
@@ -312,7 +325,8 @@ class Enrolments:
             try:
                 if self._syncer.trust_domain:
                     self._adopt(local.record.workload)
-                await self._bring_up(local)
+                with self._listening(local.uid, local.netns) as listeners:
+                    await self._bring_up(local, listeners)
             except Failure as error:
                 local.state, local.reason = State.FAILED, str(error)
                 _log.error("workload not resumed", extra={"uid": local.uid, "error": str(error)})

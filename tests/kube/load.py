@@ -80,7 +80,8 @@ def unharmed(shop: Space, *names: str) -> Iterator[None]:
     more(dict.fromkeys(names, 0))
     yield
     more({name: answers(shop, name)[0].total() for name in names})
-    assert {name: answers(shop, name)[1] for name in names} == {name: [] for name in names}
+    failures = {name: failed for name in names if (failed := answers(shop, name)[1])}
+    assert not failures, f"{failures}"
 
 
 def await_answers(shop: Space, name: str, page: str, times: int) -> None:

@@ -82,7 +82,8 @@ def test_a_route_is_told_what_became_of_it(mesh: Mesh, shop: Space, gateway_api:
     shop.apply(service("web"), route("canary", {"name": "web", "port": 80}, {"name": "web-v2", "port": 80}))
     missing = {"Accepted": ("True", "Accepted"), "ResolvedRefs": ("False", "BackendNotFound")}
     eventually(lambda: conditions(shop, "canary") == missing)
-    assert "no (BackendNotFound)" in mesh.ctl("describe", "httproute", "canary", "-n", shop.name)
+    # From whichever replica answers: one may hear of the new kind, and so of the route, later than the other.
+    eventually(lambda: "no (BackendNotFound)" in mesh.ctl("describe", "httproute", "canary", "-n", shop.name))
     shop.apply(service("web-v2"))
     eventually(lambda: conditions(shop, "canary")["ResolvedRefs"] == ("True", "ResolvedRefs"))
     shop.apply(route("canary", {"name": "web", "port": 80, "weight": -1}))

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from mesh.identity import Identity
+from mesh.model import Enrolment
 from noded.control import enrolment, syncer, view
 from noded.control.credential import parse
 from noded.control.failure import CannotRun
@@ -55,6 +56,27 @@ async def test_workers_know_the_workload_from_the_mesh_before_they_accept_for_it
             before = mesh.controller.publisher.revision
             await mesh.enrol("web")
             assert all(t["revision"] > before for t in await mesh.told())
+
+
+async def test_others_that_hear_of_a_workload_before_its_own_workers_can_connect(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol = Syncer.enrol
+    early: list[socket.socket] = []
+
+    async def told(self: Syncer, workload: Enrolment) -> None:
+        await enrol(self, workload)
+        early.extend(socket.create_connection(address) for address in mesh.namespaces.listening)
+
+    monkeypatch.setattr(Syncer, "enrol", told)
+    async with mesh.controlled():
+        mesh.token()
+        async with mesh.node():
+            await mesh.connected()
+            assert (await mesh.enrol("web")).status_code == 200
+            assert len(early) == 6, "three ports, two workers"
+    for connection in early:
+        connection.close()
 
 
 async def test_the_same_request_again_changes_nothing_and_puts_back_missing_rules(mesh: World) -> None:
