@@ -232,7 +232,7 @@ def _answer(
     if (why := known.get(same)) is None:
         why = _asked_first(explained.verdict(authorizer, case), config)
         if believed is not None and asked is not None:
-            why = _with_token(why, authorizer, case, believed, asked.token.encode())
+            why = _with_token(why, authorizer, case, believed, asked.token.encode(), config)
         known[same] = why
     decided = (why["allowed"], why["policy"], why["rule"], why["reason"], why["mtls_mode"])
     return Answer(
@@ -265,7 +265,7 @@ def _asked_first(why: dict[str, Any], config: MeshConfig) -> dict[str, Any]:
 
 
 def _with_token(
-    why: dict[str, Any], authorizer: Authorizer, case: Case, believed: Believed, token: bytes
+    why: dict[str, Any], authorizer: Authorizer, case: Case, believed: Believed, token: bytes, config: MeshConfig
 ) -> dict[str, Any]:
     """`why` with what the token says and which rules took it or did not; if it is refused, that is the verdict."""
     facts: Mapping[str, Any] | None = None
@@ -289,8 +289,9 @@ def _with_token(
     if (refusal := believed.refusal) is None:
         return why
     flips = [_flip(why, "")] if why["allowed"] else []
-    if facts is not None and (valid := explained.verdict(authorizer, case._replace(claims=facts)))["allowed"]:
-        flips.append(_flip(valid, "valid"))
+    if facts is not None:
+        valid = _asked_first(explained.verdict(authorizer, case._replace(claims=facts)), config)
+        flips += [_flip(valid, "valid")] if valid["allowed"] else []
     decided = {"allowed": False, "policy": refusal.policy, "rule": refusal.rule, "dry_run": [], "asks": []}
     reason = f"the token is refused with {refusal.status}: {refusal.problem}"
     return {**why, **decided, "reason": reason, "nearest": None, "steps": [], "flips": flips}
