@@ -36,7 +36,9 @@ from controller.telemetry import Edge, Telemetry
 from controller.tokens import TokenError, mint
 from controller.translate import ROUTES, status_entries
 from mesh.identity import Identity
+from mesh.traffic import TrafficPolicy
 from mesh.traffic_index import age
+from mesh.versions import shares
 
 _MAX_BODY = 64 * 1024 * 1024
 _DEFAULT_TTL = 3600
@@ -214,15 +216,22 @@ class Api:
         for key, route in sorted(world.routes.items()):
             for service_key in dict.fromkeys(parent.service for parent in route.parents):
                 attached.setdefault(service_key, []).append(key)
-        holding: dict[str, str] = {}
+        holding: dict[str, TrafficPolicy] = {}
         for policy in sorted(world.traffic.values(), key=age):
-            holding.setdefault(policy.service, policy.key)
+            holding.setdefault(policy.service, policy)
         return [
             {
                 **asdict(service),
                 "hostname": service.hostname,
                 "routes": attached.get(key, []),
-                "traffic_policy": holding.get(key, ""),
+                "traffic_policy": held.key if (held := holding.get(key)) else "",
+                "versions": [
+                    asdict(share)
+                    for share in shares(
+                        held.versions if held else {},
+                        (world.version_of(endpoint.workload) for endpoint in service.endpoints),
+                    )
+                ],
             }
             for key, service in sorted(world.services.items())
         ]
@@ -269,7 +278,7 @@ class Api:
             found = await trio.to_thread.run_sync(policy_check.check, *where, policy_check.asked(given))
         except policy_check.CheckError as error:
             raise ApiError(404 if error.missing else 400, str(error), error.remedy) from error
-        return {"items": [asdict(answer) for answer in found.answers], "route": found.route}
+        return {"items": [asdict(answer) for answer in found.answers], "route": found.route, "versions": found.versions}
 
     # Joining
 

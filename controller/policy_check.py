@@ -25,6 +25,7 @@ from mesh.model import Endpoint, MeshConfig, Service
 from mesh.route import edit_headers, rewrite_request
 from mesh.route.explain import explain_route
 from mesh.traffic import HeaderEdit
+from mesh.traffic_index import age
 
 _FAR = 253_402_300_800.0
 """The year 10,000."""
@@ -108,6 +109,8 @@ class Checked:
     answers: list[Answer]
     route: dict[str, Any] | None
     """Which way the request goes (see `mesh.explained.route`); None of a connection, or where nothing routes."""
+    versions: list[dict[str, Any]]
+    """How it is split at each service (see `mesh.explained.versions`); endpoints that get nothing are not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,24 @@ def check(
         destinations, route = _routed(world, config, identity, service, index, asked)
     known: dict[object, dict[str, Any]] = {}
     answers = []
+    versions: list[dict[str, Any]] = []
     for to in destinations:
+        split = _versions(world, identity, to)
+        versions += split
+        weighing = {one["version"] for one in split if one["weight"]}
         for endpoint in to.service.endpoints:
-            if endpoint.ports[to.index]:
+            if endpoint.ports[to.index] and (not split or world.version_of(endpoint.workload) in weighing):
                 client = address or _address(world, identity, endpoint)
                 peer = Peer(identity, client, endpoint.address, endpoint.ports[to.index])
                 answers.append(_answer(world, config, to, endpoint, peer, asked, known))
-    return Checked(answers, route)
+    return Checked(answers, route, versions)
+
+
+def _versions(world: World, identity: Identity | None, to: _Destination) -> list[dict[str, Any]]:
+    if identity is None:  # no node of the mesh chooses the endpoint
+        return []
+    policy = min((one for one in world.traffic.values() if one.service == to.service.key), key=age, default=None)
+    return explained.versions(policy, to.service, to.service.ports[to.index].port, world.version_of)
 
 
 def _routed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +10,11 @@ from mesh.authz import Authorizer, Permit
 from mesh.authz.explain import Case, Explanation, explain
 from mesh.authz.flips import Flip, flips
 from mesh.message import Request
+from mesh.model import Service
 from mesh.paths import Normalization, normalise
 from mesh.route.explain import RouteExplanation
-from mesh.traffic import PathEdit, RouteRule
+from mesh.traffic import PathEdit, RouteRule, TrafficPolicy
+from mesh.versions import shares
 
 
 def verdict(authorizer: Authorizer, case: Case) -> dict[str, Any]:
@@ -88,6 +90,18 @@ def _does(rule: RouteRule) -> Iterable[str]:
         yield f"mirrors {mirror.share / 100:g} % to {mirror.backend.service}:{mirror.backend.port}"
     if not rule.backends and rule.redirect is None:
         yield "sends on to the service itself"
+
+
+def versions(
+    policy: TrafficPolicy | None, service: Service, port: int, version_of: Callable[[str], str]
+) -> list[dict[str, Any]]:
+    """How what comes to a service's port is split by version; nothing if it is not. `version_of` knows workloads'."""
+    index = next((index for index, known in enumerate(service.ports) if known.port == port), -1)
+    if policy is None or not policy.versions or index < 0:
+        return []
+    there = [version_of(endpoint.workload) for endpoint in service.endpoints if endpoint.ports[index]]
+    same = {"service": f"{service.key}:{port}", "policy": policy.key}
+    return [{**same, **asdict(share)} for share in shares(policy.versions, there)]
 
 
 def request_of(

@@ -209,6 +209,7 @@ RESOURCES = {
     "trafficpolicy": (
         *_NAME,
         Column("SERVICE", "spec.targetRef.name"),
+        Column("VERSIONS", "spec.versions"),
         Column("BALANCING", "spec.loadBalancing.policy"),
         Column("TIMEOUT", "spec.timeout"),
         *_END,

@@ -11,7 +11,7 @@ import click
 from controller.cli import columns
 from controller.cli.client import Client
 from controller.cli.completion import kinds, names
-from controller.cli.describing_traffic import PARENTS, parent_rows, policy_holds
+from controller.cli.describing_traffic import PARENTS, VERSIONS, parent_rows, policy_holds
 from controller.cli.kinds import plural, singular
 from controller.cli.resources import split_kind
 from mesh.authz.selection import applies
@@ -95,6 +95,7 @@ def _service(client: Client, namespace: str, name: str) -> list[str]:
     return [
         fields(pairs),
         _section("Endpoints", endpoints, _ENDPOINTS) or "Endpoints: none; a connection to it is refused\n",
+        _section("Versions", service.get("versions") or [], VERSIONS),
         _section("Policies on its workloads", _policies_on(client, concerned), _POLICIES),
         _section("Edges", _edges(client, leads_here), columns.EDGES),
     ]
@@ -149,6 +150,7 @@ def _node(client: Client, namespace: str, name: str) -> list[str]:
 def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
     resource = client.get(f"/v1/resources/{plural(kind)}/{namespace}/{name}")
     metadata = resource.get("metadata") or {}
+    versions: list[Row] = []
     pairs = [
         ("Kind", str(resource.get("kind", ""))),
         ("Name", f"{namespace}/{name}"),
@@ -159,13 +161,14 @@ def _policy(client: Client, kind: str, namespace: str, name: str) -> list[str]:
         said = str(condition.get("message") or "")
         pairs.append((str(condition.get("type")), f"{condition.get('status')}{f': {said}' if said else ''}"))
     if resource.get("kind") == "TrafficPolicy":
-        pairs.append(("Holds for", policy_holds(client, resource)))
+        holds, versions = policy_holds(client, resource)
+        pairs.append(("Holds for", holds))
     spec = "Spec:\n" + "".join(f"  {line}\n" for line in structured(resource.get("spec"), Output.YAML).splitlines())
     if resource.get("kind") in ("HTTPRoute", "GRPCRoute"):
         attached = _section("Services", parent_rows(resource), PARENTS)
         return [fields(pairs), spec, attached or "Services: none; the mesh leaves it alone\n"]
     if resource.get("kind") not in _SELECTING:
-        return [fields(pairs), spec]
+        return [fields(pairs), spec, _section("Versions", versions, VERSIONS)]
     concerned = [row for row in _items(client, "/v1/workloads") if row.get("meshed") and _applies(resource, row)]
     return [
         fields(pairs),

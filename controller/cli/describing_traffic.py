@@ -40,14 +40,22 @@ PARENTS = (
 )
 
 
-def policy_holds(client: Client, resource: Row) -> str:
-    """Whether a traffic policy is the one that counts for its service."""
+def policy_holds(client: Client, resource: Row) -> tuple[str, list[Row]]:
+    """Whether a traffic policy is the one that counts for its service, and how it then splits it by version."""
     namespace, name = dig(resource, "metadata.namespace"), dig(resource, "metadata.name")
     target = dig(resource, "spec.targetRef.name")
     for service in client.get("/v1/services")["items"]:
         if (service.get("namespace"), service.get("name")) == (namespace, target):
             holding = service.get("traffic_policy")
             if holding == f"{namespace}/{name}":
-                return f"service {namespace}/{target}"
-            return f"nothing: {holding} is for service {namespace}/{target}, too, and older"
-    return f"nothing: there is no service {namespace}/{target}"
+                return f"service {namespace}/{target}", service.get("versions") or []
+            return f"nothing: {holding} is for service {namespace}/{target}, too, and older", []
+    return f"nothing: there is no service {namespace}/{target}", []
+
+
+VERSIONS = (
+    Column("VERSION", "version"),
+    Column("WEIGHT", "weight", right=True),
+    Column("SHARE", lambda row: f"{row['share'] * 100:.3g}%", right=True),
+    Column("ENDPOINTS", "endpoints", right=True),
+)

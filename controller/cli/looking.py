@@ -20,7 +20,7 @@ from mesh.present.options import examples, output_options, watch_options
 from mesh.present.table import Look, Output, Row, clean, dig, fields
 from mesh.present.units import count
 from mesh.present.watch import Watch
-from mesh.present.why import route_lines, verdict_lines
+from mesh.present.why import route_lines, verdict_lines, version_lines
 
 
 def within_namespace(command: Callable[..., None]) -> Callable[..., None]:
@@ -219,6 +219,8 @@ def _tell(answer: dict[str, Any], *, why: bool) -> None:
     rows = answer["items"]
     for note in dict.fromkeys(row.get("note") for row in rows if row.get("note")):
         click.echo(f"note: {note}", err=True)
+    if versions := answer.get("versions"):
+        click.echo("\n" + "\n".join(version_lines(versions)))
     if not why:
         return
     if route := answer.get("route"):

@@ -40,6 +40,11 @@ class World:
     route_statuses: dict[str, tuple[ParentStatus, ...]] = field(default_factory=dict)
     """By the keys of all routes that have a Service as parent, attached or not."""
 
+    def version_of(self, uid: str) -> str:
+        """Of a workload; `""` if it is not known."""
+        workload = self.workloads.get(uid)
+        return workload.version if workload is not None else ""
+
 
 @dataclass(frozen=True, slots=True)
 class TrafficTranslator:

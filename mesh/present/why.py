@@ -132,6 +132,15 @@ def route_lines(why: Row) -> Iterator[str]:
         yield clean(f"  not considered: {one['route']}: {one['reason']}")
 
 
+def version_lines(versions: Sequence[Row]) -> Iterator[str]:
+    """How what comes to services is split among versions."""
+    for one in versions:
+        count = one["endpoints"]
+        there = f"{count} endpoint{'s' if count != 1 else ''}" if count else "no endpoint"
+        share = f"{one['share'] * 100:.3g}%"
+        yield clean(f"  {one['service']} version {one['version']}: {share}, {there} (TrafficPolicy {one['policy']})")
+
+
 def _not_taken(steps: Sequence[Row], how: str) -> Iterator[str]:
     """Matches that were missed, those that came closest first, in their order else."""
     closest = sorted(steps, key=lambda step: sum(not clause["met"] for clause in step["clauses"]))

@@ -247,9 +247,8 @@ async def _requests(parts: Parts, request: Request) -> Any:
 
 async def _endpoints(parts: Parts, request: Request) -> Any:
     wanted = request.query_params.get("service")
-    seen = [row for row in await parts.workers.query("endpoints") if wanted in (None, row["service"])]
-    services = [service for key, service in parts.state.snapshot.services.items() if wanted in (None, key)]
-    return {"items": view.endpoints(seen, services, {local.uid for local in parts.enrolments})}
+    seen, local = await parts.workers.query("endpoints"), {local.uid for local in parts.enrolments}
+    return {"items": view.endpoints(seen, parts.state.snapshot, local, wanted)}
 
 
 async def _routes(parts: Parts, _request: Request) -> Any:

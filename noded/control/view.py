@@ -10,9 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mesh import explained
 from mesh.authz.selection import applies
 from mesh.detect import protocol
 from mesh.model import Endpoint, PeerAuth, Policy, RequestAuth, Service
+from mesh.snapshot import Snapshot
 from noded.config import Config
 from noded.control import metrics
 from noded.control.certs import Certificates
@@ -139,23 +141,29 @@ def policies(parts: Parts) -> list[dict[str, Any]]:
 
 
 def endpoints(
-    rows: Iterable[dict[str, Any]], services: Iterable[Service] = (), local: Collection[str] = ()
+    rows: Iterable[dict[str, Any]], snapshot: Snapshot, local: Collection[str], wanted: str | None = None
 ) -> list[dict[str, Any]]:
     """`GET /endpoints`: what the workers see of each, as one. Their latencies are averaged.
 
-    With those of `services` that no worker has had to do with yet. `local` are the uids of this node's workloads.
+    With those that no worker has had to do with yet. `local` are the uids of this node's workloads; `wanted` is a
+    service, None for all of them.
+    `version_share` is what all endpoints of the same version get together, None where requests are not split.
     """
     found: dict[tuple[str, int, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault((row["service"], row["port"], row["address"], row["target_port"]), []).append(row)
+        if wanted in (None, row["service"]):
+            found.setdefault((row["service"], row["port"], row["address"], row["target_port"]), []).append(row)
     merged = [
         _unused(service, port.port, endpoint, target, local)
-        for service in services
+        for service in snapshot.services.values()
+        if wanted in (None, service.key)
         for index, port in enumerate(service.ports)
         if protocol(port) != "tcp"
         for endpoint in service.endpoints
         if (target := endpoint.ports[index]) and (service.key, port.port, endpoint.address, target) not in found
     ]
+    for row in merged:
+        row["version_share"] = _share(row, snapshot)
     for seen in found.values():
         used = [row["ewma_ms"] for row in seen if row["ewma_ms"]]
         merged.append(
@@ -169,7 +177,16 @@ def endpoints(
                 "workers": len(seen),
             }
         )
+    for row in merged:
+        row["version"] = snapshot.version_of(row["workload"])
     return sorted(merged, key=lambda row: (row["service"], row["port"], row["address"], row["target_port"]))
+
+
+def _share(row: Mapping[str, Any], snapshot: Snapshot) -> float | None:
+    """Of the version of an endpoint that no worker sends to: the policy's, or nothing."""
+    service, version = snapshot.services[row["service"]], snapshot.version_of(row["workload"])
+    split = explained.versions(snapshot.traffic_policy(service.key), service, row["port"], snapshot.version_of)
+    return next((one["share"] for one in split if one["version"] == version), 0.0) if split else None
 
 
 def _unused(service: Service, port: int, endpoint: Endpoint, target: int, local: Collection[str]) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def explain(row: Mapping[str, Any], snapshot: Snapshot, labels: Mapping[str, str
     """All there is to say of a worker's row; `labels` are the local workload's, None if it has left the mesh."""
     notes: list[str] = []
     answer: dict[str, Any] = {"what": shown(row), "verdict": None, "route": None, "target": None, "notes": notes}
+    answer["versions"] = []
     request = _request(row) if "method" in row else None
     outbound = row["direction"] == "outbound"
     where = row["destination"] != _NOWHERE if outbound else row["target"]
@@ -115,9 +116,13 @@ def explain(row: Mapping[str, Any], snapshot: Snapshot, labels: Mapping[str, str
         notes.append("its head was too large to be kept: what it held cannot be explained")
     elif outbound:
         if request is not None:
-            answer["route"] = _route(row, request, snapshot, notes)
+            told = answer["route"] = _route(row, request, snapshot, notes)
+            names = [one["service"] for one in told["backends"]] or [row["service"]]
         else:
             answer["target"] = _target(row, snapshot)
+            _, port = parse_address(row["destination"])
+            names = [f"{answer['target']['service']}:{port}"]
+        answer["versions"] = [version for name in names for version in _versions(name, snapshot)]
     elif labels is None:
         notes.append("the workload has left the mesh: nothing is enforced for it here")
     elif row.get("http") and request is None:
@@ -169,6 +174,14 @@ def _route(row: Mapping[str, Any], request: Request, snapshot: Snapshot, notes: 
     if row["code"] == _FORBIDDEN and row["flags"] == "-":
         notes.append(f"its destination said 403; if by a policy, nodectl why there says by which, or: {_check(row)}")
     return told
+
+
+def _versions(name: str, snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Of a service and its port."""
+    key, _, port = name.rpartition(":")
+    if (service := snapshot.services.get(key)) is None:
+        return []
+    return explained.versions(snapshot.traffic_policy(key), service, int(port), snapshot.version_of)
 
 
 def _check(row: Mapping[str, Any]) -> str:

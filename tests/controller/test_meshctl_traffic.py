@@ -98,7 +98,7 @@ def test_lists_show_services_and_conditions(meshctl: Meshctl) -> None:
     (row,) = meshctl("get", "httproutes", "-n", "shop", "--no-headers").out.splitlines()
     assert row.split()[:6] == ["shop", "canary", "shop/web:80", "1", "yes", "yes"]
     (row,) = meshctl("get", "tp", "-n", "shop", "--no-headers").out.splitlines()
-    assert row.split()[:5] == ["shop", "web", "web", "Maglev", "10s"]
+    assert row.split()[:5] == ["shop", "web", "web", "-", "Maglev"]
 
 
 def test_describe_says_why_a_route_does_not_do_what_it_says(meshctl: Meshctl) -> None:
@@ -130,6 +130,28 @@ def test_describe_says_whether_a_traffic_policy_holds(meshctl: Meshctl, tmp_path
     assert "nothing: shop/web is for service shop/web, too, and older" in meshctl("describe", "tp/zz", "-n", "shop").out
     assert "nothing: there is no service shop/none" in meshctl("describe", "tp/none", "-n", "shop").out
     meshctl("delete", "-f", str(more))
+
+
+def test_a_split_by_version_is_described_at_the_policy_and_the_service(meshctl: Meshctl, tmp_path: Path) -> None:
+    file = tmp_path / "split.yaml"
+    split = MANIFESTS.rpartition("---\n")[2].replace("timeout: 10s", "versions: {v1: 9, v2: 1}")
+    file.write_text(split.replace("{name: web, n", "{name: api, n").replace("{name: web}", "{name: web-v2}"))
+    workload = "apiVersion: nodemesh.dev/v1alpha1\nkind: Workload\nmetadata: {name: old, namespace: shop, labels: "
+    workload += "{app: split, version: v2}}\nspec: {address: 10.0.0.9}\n---\n"
+    service = "apiVersion: v1\nkind: Service\nmetadata: {name: web-v2, namespace: shop}\n"
+    service += "spec: {selector: {app: split}, ports: [{name: http, port: 80}]}\n---\n"
+    file.write_text(workload + service + file.read_text())
+    assert meshctl("apply", "-f", str(file)).status == 0
+    assert "v1=9,v2=1" in meshctl("get", "tp", "api", "-n", "shop").out.replace(" ", "")
+    for described in ("tp/api", "service/web-v2"):
+        out = meshctl("describe", described, "-n", "shop").out
+        rows = [line.split() for line in out.partition("Versions:\n")[2].splitlines()[1:3]]
+        assert rows == [["v1", "9", "0%", "0"], ["v2", "1", "100%", "1"]]
+    assert "Versions" not in meshctl("describe", "tp", "web", "-n", "shop").out
+    out = meshctl("policy", "check", "--from", "shop/client", "--to", "shop/web-v2:80").out
+    assert "shop/web-v2:80 version v2: 100%, 1 endpoint (TrafficPolicy shop/api)" in out
+    meshctl("delete", "-f", str(file))
+    meshctl("apply", "-f", str(tmp_path / "all.yaml"))
 
 
 def test_a_fault_is_shown_where_it_stands(meshctl: Meshctl, tmp_path: Path) -> None:

@@ -189,6 +189,30 @@ def routed() -> World:
     )
 
 
+def test_a_service_split_by_version_is_asked_at_those_that_get_something() -> None:
+    spec = {"action": "DENY", "rules": [{}], "selector": {"matchLabels": {"version": "v1"}}}
+    denied = manifest("AuthorizationPolicy", "no-old", spec)
+    split = manifest("TrafficPolicy", "web", {"targetRef": {"name": "web"}, "versions": {"v1": 0, "v2": 5, "v9": 1}})
+    split = split.replace("security.istio.io/v1", "nodemesh.dev/v1alpha1")
+    world = build(
+        SERVICE + denied + split,
+        enrolled("web-1", "10.77.0.1", app="web", version="v1"),
+        enrolled("web-2", "10.77.0.2", app="web", version="v2"),
+        enrolled("web-3", "10.77.0.3", app="web"),
+    )
+    for asked in (None, Asked(path="/cart")):
+        found = check(world, CONFIG, "shop/client", "shop/web:80", asked=asked)
+        assert [(answer.workload, answer.allowed) for answer in found.answers] == [("shop/web-2", True)]
+        assert [(one["version"], one["share"], one["endpoints"]) for one in found.versions] == [
+            ("v1", 0.0, 1),
+            ("v2", 1.0, 1),
+            ("v9", 0.0, 0),
+        ]
+        assert {(one["service"], one["policy"]) for one in found.versions} == {("shop/web:80", "shop/web")}
+    outside = check(world, CONFIG, "-", "shop/web:80")  # it has no node that would split
+    assert ([answer.workload[-1] for answer in outside.answers], outside.versions) == (["1", "2", "3"], [])
+
+
 def test_a_request_is_judged_where_its_route_leads_and_as_it_arrives_there() -> None:
     asked = Asked(path="/cart/1", headers=(("x-canary", "yes"),))
     found = check(routed(), CONFIG, "shop/client", "shop/web:80", asked=asked)
@@ -301,6 +325,12 @@ def test_a_token_that_is_not_valid_is_refused_whatever_the_policies_say(text: st
     answer = with_token(believing(), text)
     assert not answer.allowed
     assert "  would be allowed if there were no token" in verdict_lines(answer.why)
+
+
+def test_that_a_token_would_do_is_not_said_where_a_custom_policy_stands_against_it() -> None:
+    custom = {"action": "CUSTOM", "provider": {"name": "gone"}, "rules": [{}]}
+    world = believing(manifest("AuthorizationPolicy", "ask", custom))
+    assert with_token(world, token(exp=1)).why["flips"] == []
 
 
 def test_a_text_that_is_no_token_is_refused_and_one_of_nobody_known() -> None:

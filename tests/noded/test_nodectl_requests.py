@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from mesh.model import Endpoint, Service, ServicePort
+from mesh.model import Endpoint, MeshConfig, Service, ServicePort, Workload
+from mesh.snapshot import Snapshot
+from mesh.sync import Update
+from mesh.traffic import TrafficPolicy
 from noded.control.cli import main
 from noded.control.view import endpoints
 from tests.unix_api import Api, Request, Result, bash_completes, invoke, serving
@@ -75,7 +78,7 @@ class Nodectl:
 def nodectl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Nodectl]:
     answers: dict[str, Any] = {
         "GET /requests": {"items": [ROW], "after": "0-77.3"},
-        "GET /endpoints": {"items": endpoints([{**ENDPOINT, "worker": 0}])},
+        "GET /endpoints": {"items": endpoints([{**ENDPOINT, "worker": 0}], Snapshot.empty(), ())},
         "GET /mesh/routes": {"items": [ROUTE]},
         "GET /mesh/services": {"items": [{"namespace": "shop", "name": "web"}]},
     }
@@ -131,9 +134,9 @@ def test_watching_goes_on_from_what_was_seen_and_ends_on_interrupt(nodectl: Node
 
 def test_endpoints_of_several_workers_are_one(nodectl: Nodectl) -> None:
     rows = [{**ENDPOINT, "worker": 0}, {**ENDPOINT, "worker": 1, "ewma_ms": 0.0, "ejected_seconds": 7.0}]
-    nodectl.api.answers["GET /endpoints"] = {"items": endpoints(rows)}
+    nodectl.api.answers["GET /endpoints"] = {"items": endpoints(rows, Snapshot.empty(), ())}
     row = nodectl("endpoints", "--service", "shop/web", "--no-headers").out.split()
-    assert row == ["shop/web", "80", "10.77.2.2:8080", "shop/web", "ejected", "4", "4.0ms", "0"]
+    assert row == ["shop/web", "80", "10.77.2.2:8080", "shop/web", "-", "-", "ejected", "4", "4.0ms", "0"]
     assert nodectl.api.requests[-1].query == {"service": "shop/web"}
 
 
@@ -141,15 +144,32 @@ def test_endpoints_that_nobody_has_used_are_shown_as_such(nodectl: Nodectl) -> N
     ports = (ServicePort("", 80), ServicePort("tcp-db", 90), ServicePort("grpc", 91))
     known = Service("web", "shop", (), ports, (Endpoint("10.77.2.2", "shop/web", (8080, 9090, 0)),))
     other = Service("api", "shop", (), ports[:1], (Endpoint("10.77.2.3", "shop/api", (8080,)),))
-    nodectl.api.answers["GET /endpoints"] = {
-        "items": endpoints([{**ENDPOINT, "worker": 0}], (known, other), ["shop/api"])
-    }
+    snapshot = Snapshot.empty().apply(Update("e", 1, 0, True, MeshConfig(), services=(known, other), has_policies=True))
+    nodectl.api.answers["GET /endpoints"] = {"items": endpoints([{**ENDPOINT, "worker": 0}], snapshot, ["shop/api"])}
     rows = [line.split() for line in nodectl("endpoints", "--no-headers", "-o", "wide").out.splitlines()]
     assert [row[:5] for row in rows] == [
-        ["shop/api", "80", "10.77.2.3:8080", "shop/api", "unused"],
-        ["shop/web", "80", "10.77.2.2:8080", "shop/web", "healthy"],
+        ["shop/api", "80", "10.77.2.3:8080", "shop/api", "-"],
+        ["shop/web", "80", "10.77.2.2:8080", "shop/web", "-"],
     ]
-    assert [row[-1] for row in rows] == ["yes", "no"]
+    assert [(row[6], row[-1]) for row in rows] == [("unused", "yes"), ("healthy", "no")]
+    assert [row["service"] for row in endpoints([{**ENDPOINT, "worker": 0}], snapshot, (), "shop/api")] == ["shop/api"]
+
+
+def test_endpoints_show_their_version_and_its_share(nodectl: Nodectl) -> None:
+    pods = [("shop/web", "v1", "10.77.2.2"), ("shop/web-2", "v2", "10.77.2.3"), ("shop/web-3", "v3", "10.77.2.4")]
+    workloads = [Workload(uid, uid[5:], "shop", "web", "node-a", (at,), True, "web", v) for uid, v, at in pods]
+    backends = [Endpoint(at, uid, (8080,)) for uid, _version, at in pods]
+    web = Service("web", "shop", (), (ServicePort("", 80),), tuple(backends))
+    policy = TrafficPolicy("web", "shop", "shop/web", versions={"v1": 90, "v2": 10})
+    update = Update("e", 1, 0, True, MeshConfig(), tuple(workloads), (web,), has_policies=True, traffic=(policy,))
+    rows = [{**ENDPOINT, "worker": 0, "version_share": 1.0}]  # as that worker has it, the other version is out
+    nodectl.api.answers["GET /endpoints"] = {"items": endpoints(rows, Snapshot.empty().apply(update), ())}
+    shown = [line.split()[3:7] for line in nodectl("endpoints", "--no-headers").out.splitlines()]
+    assert shown == [
+        ["shop/web", "v1", "100%", "healthy"],
+        ["shop/web-2", "v2", "10%", "unused"],
+        ["shop/web-3", "v3", "0%", "unused"],
+    ]
 
 
 def test_routes_show_where_they_lead(nodectl: Nodectl) -> None:

@@ -10,9 +10,10 @@ import msgpack
 
 from mesh.message import Request
 from mesh.model import Action, Condition, Endpoint, MeshConfig, Operation, Policy, Rule, Service, ServicePort, Workload
+from mesh.present.why import version_lines
 from mesh.snapshot import Snapshot
 from mesh.sync import Update
-from mesh.traffic import Backend, HeaderEdit, Parent, Route, RouteMatch, RouteRule, ValueMatch
+from mesh.traffic import Backend, HeaderEdit, Parent, Route, RouteMatch, RouteRule, TrafficPolicy, ValueMatch
 from noded.control.why import explain, shown, together
 from noded.data.alike import EACH, KINDS, Alike
 from noded.data.http.recent import Recent
@@ -21,7 +22,7 @@ CLIENT = "spiffe://cluster.local/ns/shop/sa/client"
 LABELS = {"app": "web"}
 
 
-def mesh(*policies: Policy, routes: tuple[Route, ...] = ()) -> Snapshot:
+def mesh(*policies: Policy, routes: tuple[Route, ...] = (), traffic: tuple[TrafficPolicy, ...] = ()) -> Snapshot:
     web = Workload("shop/web-1", "web-1", "shop", "web", "node-a", ("10.77.0.2",), True)
     service = Service(
         "web", "shop", ("10.96.0.1",), (ServicePort("http", 80),), (Endpoint("10.77.0.2", "shop/web-1", (8080,)),)
@@ -37,6 +38,7 @@ def mesh(*policies: Policy, routes: tuple[Route, ...] = ()) -> Snapshot:
         services=(service,),
         policies=policies,
         routes=routes,
+        traffic=traffic,
     )
     return Snapshot.empty().apply(update)
 
@@ -118,6 +120,26 @@ def test_an_outbound_connection_is_told_where_it_leads() -> None:
     }  # fmt: skip
     nowhere = explain(connection(direction="outbound", destination="10.96.0.1:81"), mesh(), LABELS)
     assert nowhere["target"]["flags"] == "NR"
+
+
+def test_what_is_split_by_version_is_told_how() -> None:
+    policy = TrafficPolicy("p", "shop", "shop/web", versions={"v1": 9, "v2": 1})
+    connected = connection(direction="outbound", destination="10.96.0.1:80")
+    asked = outbound("/", route="", rule=-1, code=503, flags="UH")
+    to_itself = RouteRule(backends=(Backend("shop/web", 80), Backend("shop/none", 80)))
+    ways: list[tuple[dict[str, Any], tuple[Route, ...]]]
+    ways = [(connected, ()), (asked, ()), (asked, (route(to_itself),))]
+    for row, routes in ways:
+        told = explain(row, mesh(routes=routes, traffic=(policy,)), LABELS)["versions"]
+        assert [(one["service"], one["version"], one["share"]) for one in told] == [
+            ("shop/web:80", "v1", 0.0),
+            ("shop/web:80", "v2", 0.0),
+        ]
+        assert explain(row, mesh(routes=routes), LABELS)["versions"] == []
+    assert list(version_lines([{**told[0], "share": 0.125, "endpoints": 1}, told[1]])) == [
+        "  shop/web:80 version v1: 12.5%, 1 endpoint (TrafficPolicy shop/p)",
+        "  shop/web:80 version v2: 0%, no endpoint (TrafficPolicy shop/p)",
+    ]
 
 
 def route(*rules: RouteRule) -> Route:

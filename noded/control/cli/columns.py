@@ -209,11 +209,18 @@ def _endpoint_state(row: Row) -> str:
     return "ejected" if row.get("ejected_seconds") else "healthy"
 
 
+def _version_share(row: Row) -> str | None:
+    share = row.get("version_share")
+    return None if share is None else f"{share * 100:.3g}%"
+
+
 ENDPOINTS = (
     Column("SERVICE", "service"),
     Column("PORT", "port", right=True),
     Column("ADDRESS", lambda row: f"{row.get('address')}:{row.get('target_port')}"),
     Column("WORKLOAD", "workload"),
+    Column("VERSION", "version"),
+    Column("SHARE", _version_share, right=True),
     Column("STATE", _endpoint_state, state=True),
     Column("ACTIVE", "active", right=True),
     Column("LATENCY", lambda row: row.get("ewma_ms") or None, milliseconds, right=True),

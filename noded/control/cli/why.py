@@ -11,7 +11,7 @@ import click
 from mesh.present.options import examples, output_options
 from mesh.present.table import Look, Row, clean, fields, structured
 from mesh.present.units import ago
-from mesh.present.why import route_lines, verdict_lines
+from mesh.present.why import route_lines, verdict_lines, version_lines
 from noded.control.cli import columns
 from noded.control.cli.client import Client
 from noded.control.cli.columns import short_identity, status
@@ -51,6 +51,7 @@ def why(client: Client, look: Look, wanted: str | None) -> None:
         lines += verdict_lines(answer["verdict"])
     if answer["target"]:
         lines.append(clean(_target(answer["target"])))
+    lines += version_lines(answer["versions"])
     if lines:
         click.echo("\n" + "\n".join(lines))
 

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from math import inf
 from typing import Any
 
+from mesh.balance import VersionedHosts
 from noded.data.http.destinations import Destination
 
 
 def rows(destination: Destination) -> Iterator[dict[str, Any]]:
     """One for each endpoint of a service's port."""
     now = time.monotonic()
-    service = destination.service
-    for host in destination.hosts.all:
+    service, hosts = destination.service, destination.hosts
+    shares = hosts.shares(now) if isinstance(hosts, VersionedHosts) else {}
+    for host in hosts.all:
         ejected = host.ejected_until
         yield {
             "service": service.key,
@@ -27,4 +29,5 @@ def rows(destination: Destination) -> Iterator[dict[str, Any]]:
             "ejected_seconds": max(0.0, ejected - now) if ejected and ejected != inf else 0.0,
             "ewma_ms": host.ewma * 1000,
             "consecutive_errors": host.errors,
+            "version_share": shares[hosts.version_of(host)] if isinstance(hosts, VersionedHosts) else None,
         }
