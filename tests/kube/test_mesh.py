@@ -171,21 +171,5 @@ def test_pods_outside_the_mesh_and_on_the_hosts_network_are_left_alone(
     eventually(lambda: mesh.meshed(shop.name) == {"in", "inner"})
 
 
-def test_an_authorization_policy_of_the_cluster_is_enforced(mesh: Mesh, shop: Space) -> None:
-    shop.start(web("web", "node-b"), idle("client", "node-a"))
-    at = f"{shop.address('web')}:8080"
-    eventually(lambda: shop.fetch("client", at) == "web")
-    deny = {
-        "apiVersion": "nodemesh.dev/v1alpha1",
-        "kind": "AuthorizationPolicy",
-        "metadata": {"name": "nobody"},
-        "spec": {"action": "DENY", "rules": [{"from": [{"source": {"namespaces": [shop.name]}}]}]},
-    }
-    shop.apply(deny)
-    eventually(lambda: shop.fetch("client", at) == "")
-    shop.kubectl("delete", "authorizationpolicies.nodemesh.dev", "nobody")
-    eventually(lambda: shop.fetch("client", at) == "web")
-
-
 def test_check_finds_the_mesh_well(mesh: Mesh) -> None:
     assert "0 failed" in mesh.ctl("check")

@@ -20,9 +20,10 @@ def static(cluster: Cluster, space: Space, name: str) -> Iterator[str]:
     manifest = web(name, NODE)
     del manifest["spec"]["nodeName"]
     manifest["metadata"]["namespace"] = space.name
-    path = f"/etc/kubernetes/manifests/{space.name}.json"
+    path, new = (f"/etc/kubernetes/manifests/{dot}{space.name}.json" for dot in ("", "."))
     try:
-        write = cluster.enter(NODE, ["sh", "-c", f"cat >{path}.new && mv {path}.new {path}"])
+        # A file with a dot is none for kubelet. It took any other for a pod at once, and twice when it was renamed.
+        write = cluster.enter(NODE, ["sh", "-c", f"cat >{new} && mv {new} {path}"])
         subprocess.run(write, input=json.dumps(manifest), text=True, check=True)
         yield f"{name}-{NODE}"
     finally:
