@@ -76,6 +76,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "NM0301": (_W, "the service selects nothing"),
     "NM0302": (_W, "nobody listens on the target port"),
     "NM0303": (_E, "no such named port"),
+    "NM0304": (_W, "services disagree whether a port is HTTP"),
     "NM0401": (_E, "mode is neither enabled nor disabled"),
     "NM0402": (_W, "opted in, but never in the mesh"),
     "NM0501": (_E, "route to an absent backend"),

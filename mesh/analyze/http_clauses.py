@@ -61,13 +61,14 @@ def _declared(inventory: Inventory, selected: list[Pods]) -> dict[int, str]:
     for service in inventory.services:
         behind = [pods for pods in selected if backs(service.selector, service.ref.namespace, pods)]
         for port in service.ports:
-            for target in {_target(port.target, pods) for pods in behind} - {0}:
+            for target in {target_number(port.target, pods) for pods in behind} - {0}:
                 if port.protocol and found.get(target, "tcp") == "tcp":
                     found[target] = port.protocol
     return found
 
 
-def _target(target: int | str, pods: Pods) -> int:
+def target_number(target: int | str, pods: Pods) -> int:
+    """Which port a `targetPort` is of these pods; 0 if they have none of that name."""
     if isinstance(target, int):
         return target
     return next((number for number, name in pods.ports.items() if name == target), 0)

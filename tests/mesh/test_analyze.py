@@ -51,6 +51,10 @@ def service(target: int | str = 8080, port: int = 80, app: str = "web", exposed:
     return ServiceUse(Ref("Service", "shop", "web"), {"app": app}, (Port(0, port, target),), exposed)
 
 
+def speaking(name: str, protocol: str, target: int | str = 8080) -> ServiceUse:
+    return ServiceUse(Ref("Service", "shop", name), {"app": "web"}, (Port(0, 80, target, protocol=protocol),))
+
+
 def policy(*rules: Rule, action: Action = ALLOW, app: str = "web", namespace: str = "shop") -> Policy:
     return Policy("p", namespace, action, rules, {"app": app} if app else {})
 
@@ -171,6 +175,8 @@ CASES: list[tuple[str, Inventory]] = [
     ("NM0301", replace(WORLD, services=(service(app="wbe"),))),
     ("NM0302", replace(WORLD, services=(service(9090),))),
     ("NM0303", replace(WORLD, services=(service("grpc"),))),
+    ("NM0304", replace(WORLD, services=(speaking("web", "http"), speaking("a", "tcp")))),
+    ("NM0304", replace(WORLD, services=(speaking("web", "tcp"), speaking("x", "grpc", target="http")))),
     ("NM0401", replace(WORLD, namespaces={"shop": {MODE_LABEL: "enable"}})),
     ("NM0401", with_pods(Pods(Ref("Pod", "shop", "x"), {MODE_LABEL: "true"}, "default", {}))),
     ("NM0402", with_pods(Pods(Ref("Pod", "shop", "x"), {MODE_LABEL: "enabled"}, "default", {}, host_network=True))),
