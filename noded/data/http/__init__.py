@@ -10,4 +10,5 @@ connections how many a circuit breaker lets be
 upstreams   the connections to backends                     seen     what a request leaves behind:
 tally       its count       log_line    its line in the log tracing  its span
 tap         it, for who watches                             recent   it, if it was denied or failed
+pressure    the memory that all of them may take
 """

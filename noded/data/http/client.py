@@ -26,6 +26,10 @@ class Call(Protocol):
     def full(self) -> bool:
         """Whether to stop sending for now; `Exchange.on_call_room` follows."""
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait in it."""
+
     def head(self, request: Request) -> None:
         """Send the request's head."""
 
@@ -113,6 +117,11 @@ class Http1Client:
     def full(self) -> bool:
         """See `Call`."""
         return self.transport.full
+
+    @property
+    def held(self) -> int:
+        """See `Call`."""
+        return self.transport.held
 
     def head(self, request: Request) -> None:
         """See `Call`."""

@@ -91,6 +91,14 @@ class Exchange:
     def recheck(self) -> None:
         """Policies changed."""
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes while it waits, but for what waits for the client."""
+        size = len(self.request.path) + sum([len(name) + len(value) for name, value in self.request.headers])
+        if self.kept is not None:
+            size += self.kept_size
+        return size + self.call.held if self.call is not None else size
+
     # -- the client ---------------------------------------------------------------------------------------------------
 
     def on_body(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ addresses and of the order of requests is as without a proxy. It is dialled with
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from mesh.authz import Denial, Peer, Permit
@@ -42,6 +43,11 @@ class InboundSession(Session):
         self._backends: list[Http2Client] = []
         """Where HTTP/2 is spoken: more than one if the workload takes fewer streams than we."""
         self.streams = MAX_STREAMS
+
+    @property
+    def source(self) -> Hashable:
+        """See `Session`."""
+        return self.peer.identity or self.peer.source_ip
 
     def exchange(self, responder: Responder, request: Request) -> Exchange:
         """See `server.Begin`."""
@@ -139,8 +145,7 @@ class InboundExchange(Exchange):
         if (rules := session.local.token_rules) is None:
             self._authorize()
         else:
-            source = session.peer.identity or session.peer.source_ip
-            self.proxy.tokens.authenticate(rules, self.request, source, self._authenticated)
+            self.proxy.tokens.authenticate(rules, self.request, session.source, self._authenticated)
 
     def _authenticated(self, claims: Claims | Refusal | None) -> None:
         if self.done:

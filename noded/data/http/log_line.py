@@ -29,6 +29,7 @@ _DETAILS = {
     "FI": "fault_filter_abort",
     "NC": "cluster_not_found",
     "NR": "route_not_found",
+    "OM": "overload",
     "RBAC": "rbac_access_denied",
     "RL": "request_rate_limited",
     "SI": "stream_idle_timeout",

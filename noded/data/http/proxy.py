@@ -11,6 +11,7 @@ from mesh.detect import HTTP2, OPAQUE, protocol
 from mesh.paths import Normalization
 from mesh.snapshot import Vip
 from noded.data.dial import Dialler
+from noded.data.http import pressure
 from noded.data.http.destinations import Destinations
 from noded.data.http.detection import Detection
 from noded.data.http.inbound import InboundSession
@@ -25,6 +26,7 @@ from noded.data.tracker import Flow
 if TYPE_CHECKING:
     from noded.data.pool import Pool
 
+_LOOK_SECONDS = 0.5
 Opaque = Callable[[LocalWorkload, Flow, socket.socket], None]
 
 
@@ -39,6 +41,7 @@ class HttpProxy:
         self.tokens = Tokens(node.engine, timers)
         self.sessions: set[Session] = set()
         self._draining = False
+        self._look()
 
     @property
     def normalization(self) -> Normalization:
@@ -92,6 +95,12 @@ class HttpProxy:
         """Whether connections to this port of a local workload may be HTTP, and its policies want to know."""
         wanted = local.authorizer.reads_requests or local.token_rules is not None
         return wanted and self.node.snapshot.protocol_at(address, port) != "tcp"
+
+    def _look(self) -> None:
+        """Twice a second: at the memory that requests take."""
+        if pressure.suspicious():
+            pressure.relieve(self.sessions)
+        self.timers.after(_LOOK_SECONDS, self._look)
 
     def leave(self, local: LocalWorkload) -> None:
         """A workload leaves the mesh: end its connections when the requests under way are answered."""

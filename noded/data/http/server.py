@@ -293,6 +293,11 @@ class Http1Server:
         self.transport.end()
         self.transport.release()
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for it, and of its request."""
+        return self.transport.held + (self._exchange.held if self._exchange is not None else 0)
+
     def tick(self) -> None:
         """Call every 5 s: ends a connection that keeps us waiting."""
         self.ticks += 1

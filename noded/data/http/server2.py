@@ -155,6 +155,16 @@ class Http2Server(Http2):
             self.connection.goaway()
         self.engine.mark(self)
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for it, and of its requests."""
+        held = self.transport.held
+        for stream in self._streams():
+            held += stream.held
+            if stream.exchange is not None:
+                held += stream.exchange.held
+        return held
+
     def tick(self) -> None:
         """Call every 5 s: ends a connection that keeps us waiting."""
         if self.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Hashable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,16 @@ class Session:
         """See `server.Begin`."""
         raise NotImplementedError
 
+    @property
+    def source(self) -> Hashable:
+        """Who sends the requests."""
+        raise NotImplementedError
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that its requests take while they wait."""
+        return self.server.held
+
     def _refused(self, error: BadMessage) -> None:
         self.proxy.node.tracker.count("bad_requests")
         self.proxy.seen.refused(self, error)
@@ -105,6 +116,11 @@ class OutboundSession(Session):
         super().__init__(proxy, local, flow, http2=http2)
         self.service, self.port = service, port
         self.namespace = local.workload.namespace
+
+    @property
+    def source(self) -> Hashable:
+        """See `Session`."""
+        return self.local.uid
 
     def exchange(self, responder: Responder, request: Request) -> Exchange:
         """See `server.Begin`."""

@@ -61,6 +61,11 @@ class StreamTransport(Gathering, Stream):
         self._held = True
         self.release()
 
+    @property
+    def held(self) -> int:
+        """As `Transport` has it."""
+        return self._unsent + len(self._kept)
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:

@@ -230,6 +230,11 @@ class MessageStream(Stream):
         """Whether one should stop writing for now."""
         return self._full
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait here, either way."""
+        return len(self._out or b"") + len(self._kept or b"")
+
     def data(self, data: bytes) -> None:
         """Send some of the body."""
         if self.ended & LOCAL_ENDED:

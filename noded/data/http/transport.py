@@ -53,6 +53,10 @@ class Transport(Protocol):
     def full(self) -> bool:
         """Whether one should stop writing for now."""
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait in it."""
+
     def write(self, data: bytes) -> None:
         """Send this. Ignored once closed."""
 
@@ -102,6 +106,11 @@ class Gathering:
     def full(self) -> bool:
         """As `Transport` has it."""
         return self._full
+
+    @property
+    def held(self) -> int:
+        """As `Transport` has it."""
+        return self._unsent
 
     def write(self, data: bytes) -> None:
         """As `Transport` has it."""
