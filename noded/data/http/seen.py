@@ -104,6 +104,12 @@ class Seen:
         tracker = self._node.tracker
         if tracker.logging:
             tracker.log(log_line.refused(tracker, session, error, text=self._text))
+        if self._recent is not None or self._watched:
+            line = log_line.refused(tracker, session, error, text=False)
+            if self._recent is not None:
+                self._recent.append(line)
+            for tap in self._watched.values():
+                tap.offer(session.flow.uid, "", "", error.status, line)
 
     def _edge(self, session: OutboundSession, service: str, host: Host | None) -> RequestEdge:
         node = self._node

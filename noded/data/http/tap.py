@@ -72,7 +72,7 @@ class Taps:
             tap = Tap(wanted, now)
             for line in self.recent or ():
                 row = json.loads(line)
-                tap.offer(row["workload"], row["method"], row["path"], row["response_code"], line)
+                tap.offer(row["workload"], row.get("method", ""), row.get("path", ""), row["response_code"], line)
             if len(self.watched) < _WATCHERS:
                 self.watched[wanted] = tap
         tap.asked = now

@@ -308,6 +308,17 @@ async def test_who_watches_sees_what_is_wanted_and_only_what_is_new(pair: tuple[
     assert await made.query(client, "requests", wanted | {"after.0": new["after"]}) == []
 
 
+async def test_what_is_no_request_is_seen_by_who_watches(pair: tuple[Lab, Pod, Pod]) -> None:
+    made, client, _ = pair
+    assert await made.query(client, "requests", {"code": "505"}) == []
+    await asked(client, b"GET / HTTP/1.7\r\nHost: web\r\n\r\n")
+    await logged(client, 1)
+    for wanted in ({"code": "505"}, {"code": "5xx"}):  # as it came, and from among the last
+        (row,) = await made.query(client, "requests", wanted)
+        assert (row["response_code"], row["response_flags"], row["workload"]) == (505, "DPE", client.uid)
+    assert await made.query(client, "requests", {"path": "/"}) == []
+
+
 async def test_endpoints_show_how_they_fare(pair: tuple[Lab, Pod, Pod]) -> None:
     made, client, pod = pair
     with server(pod, 8080, Web()):
