@@ -76,7 +76,7 @@ class CircuitBreaker(Strict):
     max_requests: _Count | None = None
     """Requests under way."""
     max_pending: _Count | None = None
-    """Requests that wait for a connection."""
+    """Requests that wait for one of `maxConnections` to be free."""
     max_requests_per_connection: _Count | None = None
     """Then a connection is closed."""
 
