@@ -73,11 +73,11 @@ def analyze(
     namespace: str | None,
     trust_domain: str | None,
 ) -> None:
-    """Find mistakes in resources: a selector that matches nothing, a rule that can never match, and the like.
+    """Find mistakes in resources that are valid one by one.
 
-    Files may hold anything that kubectl takes, also Deployments and Namespaces; a directory stands for its manifests.
-    Without --live the files are taken for all there is of the namespaces and kinds they hold. Exits 1 if there is an
-    error; warnings do not count.
+    Such as a selector that matches nothing, or a rule that can never match. Files may hold anything that kubectl
+    takes, also Deployments and Namespaces; a directory stands for its manifests. Without --live the files are taken
+    for all there is of the namespaces and kinds they hold. Exits 1 if there is an error; warnings do not count.
     """
     if not files and not live:
         raise click.UsageError("what is to be analysed? Name files, or --live, or both")

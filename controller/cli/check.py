@@ -33,7 +33,7 @@ _MARKS = {"ok": ("ok", "valid"), "warning": ("warning", "pending"), "failed": ("
 @output_options
 @click.pass_context
 def check(context: click.Context, look: Look, pre: bool) -> None:
-    """Say whether the mesh is well, or with --pre whether a cluster can take it.
+    """Say whether the mesh is well, or a cluster can take it.
 
     On a cluster it looks at the API, at the controller, and into every node's noded; elsewhere at the controller and
     what it knows of its nodes. Exits 1 if anything failed; warnings do not count.

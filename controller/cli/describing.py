@@ -36,7 +36,7 @@ from mesh.present.units import age, stamp
 @click.option("-n", "--namespace", default="default", show_default=True)
 @click.pass_obj
 def describe(client: Client, kind: str, name: str | None, namespace: str) -> None:
-    """Show one service, workload, policy, route or node, and what it has to do with."""
+    """Show one resource or node, and what it has to do with."""
     kind, named = split_kind(kind, (name,) if name else ())
     if not named:
         raise click.UsageError("name what to describe: KIND NAME")

@@ -140,11 +140,11 @@ def _run(cluster: Cluster, waiting: Waiting) -> None:
 @_shared
 @click.pass_context
 def upgrade(context: click.Context, texts: tuple[str, ...], only_diff: bool, yes: bool, timeout: int) -> None:
-    """Bring the installed mesh to this meshctl's version: show what changes, ask, then roll node by node.
+    """Bring the installed mesh to this meshctl's version.
 
-    What it does not hold any more is deleted when the rest runs, but never a CRD or a Secret. Settings stay as they
-    were installed unless given anew. A node's pods keep their capture while its noded is replaced; their connections
-    are reset when the old one ends.
+    It shows what changes, asks, then rolls node by node. What it does not hold any more is deleted when the rest
+    runs, but never a CRD or a Secret. Settings stay as they were installed unless given anew. A node's pods keep
+    their capture while its noded is replaced; their connections are reset when the old one ends.
     """
     from controller.cli import deployment
     from controller.cli.prune import dropped
@@ -208,10 +208,11 @@ def _shown(name: str, old: str, new: str) -> str:
 @_shared
 @click.pass_context
 def uninstall(context: click.Context, yes: bool, keep_resources: bool, force: bool, timeout: int) -> None:
-    """Take the mesh away: everything on the nodes, in pods and in the API. Open tunnels are closed.
+    """Take the mesh away, from nodes, pods and the API.
 
     That includes the CRDs with the policies in them, unless --keep-resources is given, and the certificate authority.
-    Labels that people put on namespaces and pods stay. Policies of Istio's own kinds are not ours, and stay.
+    Open tunnels are closed. Labels that people put on namespaces and pods stay. Policies of Istio's own kinds are not
+    ours, and stay.
     """
     from controller.cli.rollout import Waiting, condition
 

@@ -170,10 +170,11 @@ def check(
     token: TextIO | None,
     **request: str | None,
 ) -> None:
-    """Say whether a connection or a request would be allowed, and by which rule.
+    """Say whether a connection or request would be allowed.
 
-    A request goes the way that the routes send it, and is judged there; why, is said clause by clause, and what would
-    turn the verdict round. Of a connection -o wide says it. Exits 1 if any endpoint would refuse, or no route matches.
+    A request goes the way that the routes send it, and is judged there; by which rule and why, is said clause by
+    clause, and what would turn the verdict round. Of a connection -o wide says it. Exits 1 if any endpoint would
+    refuse, or no route matches.
     """
     if source != "-" and source.count("/") != 1:
         raise click.BadParameter(f"{source!r} is not NAMESPACE/SERVICE-ACCOUNT", param_hint="--from")

@@ -57,10 +57,10 @@ def _busiest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @output_options
 @click.pass_obj
 def top(client: Client, look: Look, by: str, namespace: str | None, watching: bool, interval: float) -> None:
-    """Show how requests fare: rate, success rate and latency of the last minute.
+    """Show the rate, success and latency of requests.
 
-    A request inside the mesh counts once, as its source saw it. It succeeds unless its answer is a 5xx or a gRPC status
-    that is the server's fault. With --watch the busiest come first.
+    All are of the last minute. A request inside the mesh counts once, as its source saw it. It succeeds unless its
+    answer is a 5xx or a gRPC status that is the server's fault. With --watch the busiest come first.
     """
     _present(client, look, by, namespace, watching, interval, f"meshctl top {by}")
 

@@ -634,6 +634,14 @@ def test_every_command_has_help_with_an_example_that_is_not_rewrapped(
     assert f"\n    {expected}" in result.out.split("Examples:")[1]
 
 
+@pytest.mark.parametrize("names", [(), ("policy",), ("token",), ("ca",), ("node",)], ids=" ".join)
+def test_a_list_of_commands_cuts_no_description_short(
+    names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = invoke(main, capsys, *names, "--help").out.split("Commands:")[1]
+    assert "..." not in listed.split("Examples:")[0]
+
+
 def test_every_command_is_in_the_reference() -> None:
     reference = (ROOT / "docs/reference/cli.md").read_text()
     assert [names for names in _commands(cli) if f"`meshctl {' '.join(names)}" not in reference] == []

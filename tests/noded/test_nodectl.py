@@ -518,6 +518,11 @@ def test_every_command_has_help_with_an_example_that_is_not_rewrapped(
     assert f"\n    {f'nodectl {name}' if name != 'completion' else 'source'}" in result.out.split("Examples:")[1]
 
 
+def test_a_list_of_commands_cuts_no_description_short(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = invoke(main, capsys, "--help").out.split("Commands:")[1]
+    assert "..." not in listed.split("Examples:")[0]
+
+
 def test_every_command_is_in_the_reference() -> None:
     reference = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
     missing = [name for name in cli.list_commands(click.Context(cli)) if f"`nodectl {name}" not in reference]

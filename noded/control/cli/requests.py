@@ -106,10 +106,11 @@ def routes(client: Client, look: Look) -> None:
 @output_options
 @click.pass_obj
 def endpoints(client: Client, look: Look, service: str | None) -> None:
-    """List the endpoints of services that requests can be sent to: under way, latency, ejected or not.
+    """List the endpoints of services, and how they fare.
 
-    Those of ports that are declared HTTP, or nothing, as this node's workloads see them; `unused`: none of them has
-    sent any there since noded started. Latency is the peak-sensitive average that balancing uses.
+    Requests under way, latency, ejected or not, as this node's workloads see them, at ports that are declared HTTP, or
+    nothing; `unused`: none of them has sent any there since noded started. Latency is the peak-sensitive average that
+    balancing uses.
     """
     query = {"service": service} if service else {}
     empty = f"{service or 'No service'} has {'no' if service else 'an'} endpoint that requests can be sent to."

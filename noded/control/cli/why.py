@@ -30,7 +30,7 @@ from noded.control.cli.terminal import show
 @output_options
 @click.pass_obj
 def why(client: Client, look: Look, wanted: str | None) -> None:
-    """Say why a connection or request was denied, or went where it did.
+    """Say why a connection or request was denied or routed so.
 
     Without an ID those that say the same of the same client are one line: the last of them, how many, and since when.
     Of the connections and requests that fared well only the open connections are remembered: ask meshctl policy check
