@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 from controller.schema.quantities import seconds
@@ -30,7 +32,7 @@ class PublishedKeys(Protocol):
         """The newest key set, or `""`, and what is wrong."""
 
     def keep(self, sources: Iterable[KeySource]) -> None:
-        """Fetch these from now on, and no others."""
+        """Fetch these from now on, the first ones if there are too many, and no others."""
 
 
 class NoKeys:
@@ -46,9 +48,10 @@ class NoKeys:
 
 def request_auths(resources: Iterable[Resource], keys: PublishedKeys) -> tuple[RequestAuth, ...]:
     """All checked `RequestAuthentication`s."""
-    wanted: list[KeySource] = []
-    made = tuple(_request_auth(resource, keys, wanted) for resource in resources)
-    keys.keep(wanted)
+    wanted: defaultdict[str, list[KeySource]] = defaultdict(list)
+    made = tuple(_request_auth(resource, keys, wanted[resource.namespace]) for resource in resources)
+    # each namespace's in turn, as not any number is fetched: none can crowd out another's
+    keys.keep(source for of_each in zip_longest(*wanted.values()) for source in of_each if source is not None)
     return made
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gzip
 import http.server
 import ipaddress
 import json
@@ -32,6 +33,7 @@ from tests.controller.test_publish import Source, a_workload, a_world
 
 KEY = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
 JWKS = json.dumps({"keys": [{**KEY, "kid": "a", "use": "sig", "x5c": ["…"]}, {"kty": "RSA", "use": "enc"}]})
+PACKED = gzip.compress(bytes(64 * jwks.MAX_BYTES))
 ISSUER = "https://issuer.example"
 
 
@@ -119,6 +121,19 @@ def test_keys_that_are_published_come_from_who_fetches_them_and_without_them_a_r
     ]
 
 
+def test_a_namespace_with_many_issuers_does_not_crowd_out_anothers() -> None:
+    def one(namespace: str, *uris: str) -> Resource:
+        spec = {"jwtRules": [{"issuer": ISSUER, "jwksUri": uri} for uri in uris]}
+        key = ("RequestAuthentication", namespace, "tokens")
+        return Resource(*key, {"metadata": {"name": "tokens", "namespace": namespace}, "spec": spec}, "uid", 1, 1, 0)
+
+    keys = Known()
+    many = [one("a", *(f"https://a/{number}-{rule}" for rule in range(32))) for number in range(10)]
+    world([*many, one("shop", "https://shop/keys")], {}, keys=keys)
+    assert len(keys.kept) == 321
+    assert keys.kept[1].uri == "https://shop/keys"
+
+
 def test_only_nodes_whose_workloads_it_concerns_are_told_of_one() -> None:
     auths = built([{"issuer": ISSUER, "jwks": JWKS}]).request_auths
     web, other = a_workload("web"), a_workload("other", "10.77.0.2", node="node-b")
@@ -127,7 +142,7 @@ def test_only_nodes_whose_workloads_it_concerns_are_told_of_one() -> None:
     assert source.publisher.update("node-b", None).request_auths == ()
     base = source.publisher.epoch, source.publisher.revision
     source.publish(a_world(web, other))
-    assert source.publisher.update("node-a", base, ((), (), auths)).has_policies
+    assert source.publisher.update("node-a", base, ((), (), auths)).removed == (f"q:{auths[0].key}",)
 
 
 def test_one_that_cannot_be_read_closes_what_it_selects() -> None:
@@ -241,11 +256,13 @@ async def test_without_an_address_the_issuer_is_asked_for_it(
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves keys, something large, and a redirection."""
+    """Serves keys, something large, something that would be, and a redirection."""
 
     def do_GET(self) -> None:
-        body = JWKS.encode() if self.path == "/keys" else b"x" * (jwks.MAX_BYTES + 1)
+        body = {"/keys": JWKS.encode(), "/packed": PACKED}.get(self.path, b"x" * (jwks.MAX_BYTES + 1))
         self.send_response(302 if self.path == "/moved" else 200)
+        if self.path == "/packed":
+            self.send_header("content-encoding", "gzip")
         if self.path == "/moved":
             self.send_header("location", "/keys")
         self.send_header("content-length", str(len(body)))
@@ -277,6 +294,7 @@ async def test_what_is_fetched_is_bounded_and_comes_from_where_it_was_asked() ->
         assert await fetch_url(f"http://127.0.0.1:{port}/keys") == JWKS.encode()
         with pytest.raises(FetchError, match="more than 131072 bytes"):
             await fetch_url(f"http://127.0.0.1:{port}/large")
+        assert await fetch_url(f"http://127.0.0.1:{port}/packed") == PACKED, "not unpacked"
         with pytest.raises(FetchError, match="status 302"):
             await fetch_url(f"http://127.0.0.1:{port}/moved")
     with pytest.raises(FetchError, match=f"http://127.0.0.1:{port}/keys"):
