@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from controller.translate import World
+from mesh.authz.groups import P, by_key
 from mesh.authz.selection import applies
 from mesh.model import MeshConfig, PeerAuth, Policy, RequestAuth
 from mesh.sync import FromController, Update, frame
@@ -139,7 +140,7 @@ class Publisher:
     def update(self, node: str, base: tuple[str, int] | None, known: Scoped | None = None) -> Update:
         """What brings a node from `base` (epoch, revision) to now; everything if that is not possible.
 
-        `known` is what the node was last sent of `scoped`; policies are left out if they are the same.
+        `known` is what it has of `scoped`; of policies it is told what is different, or, without `known`, all.
         """
         scoped = self.scoped(node)
         if base is None or base[0] != self.epoch or not self._floor <= base[1] <= self.revision:
@@ -160,7 +161,7 @@ class Publisher:
                 scoped[2],
             )
         delta = self._since(base[1])
-        changed = known != scoped
+        told, gone = (scoped, []) if known is None else _difference(known, scoped)
         return Update(
             self.epoch,
             self.revision,
@@ -169,17 +170,18 @@ class Publisher:
             self.config,
             tuple(self.world.workloads[uid] for uid in delta.changed["w"]),
             tuple(self.world.services[key] for key in delta.changed["s"]),
-            tuple(delta.removed),
-            changed,
-            *(scoped[:2] if changed else ((), ())),
+            (*delta.removed, *gone),
+            known is None,
+            *told[:2],
             tuple(self.world.routes[key] for key in delta.changed["r"]),
             tuple(self.world.traffic[key] for key in delta.changed["t"]),
-            scoped[2] if changed else (),
+            told[2],
         )
 
     def frame(self, update: Update) -> bytes:
         """An update that was made just now, for the wire. It is encoded once for all nodes that are sent the same."""
-        if update.policies or update.peer_auths or update.request_auths:
+        own = update.policies or update.peer_auths or update.request_auths
+        if own or (update.changes_policies and not update.has_policies):
             return frame(update, FromController)
         key = (update.base, update.full, update.has_policies)
         if (made := self._frames.get(key)) is None:
@@ -219,3 +221,19 @@ class Publisher:
             )
             self._scoped[node] = cached
         return cached
+
+
+def _difference(known: Scoped, now: Scoped) -> tuple[Scoped, list[str]]:
+    """The policies that a node is to be told of, and the names of those that go (as in `Update.removed`)."""
+    policies, gone = _changed("p:", known[0], now[0])
+    peer_auths, gone_too = _changed("a:", known[1], now[1])
+    request_auths, gone_as_well = _changed("q:", known[2], now[2])
+    return (policies, peer_auths, request_auths), gone + gone_too + gone_as_well
+
+
+def _changed(prefix: str, known: tuple[P, ...], now: tuple[P, ...]) -> tuple[tuple[P, ...], list[str]]:
+    if known == now:
+        return (), []
+    old, new = by_key(known), by_key(now)
+    told = tuple(policy for key, policies in new.items() if old.get(key) != policies for policy in policies)
+    return told, [prefix + key for key in old if key not in new]

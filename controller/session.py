@@ -223,7 +223,7 @@ class Session:
         config: MeshConfig | None = None
         while True:
             await publisher.newer_than(sent)
-            update = publisher.update(self._node, self._base, self._known)
+            update, scoped = publisher.update(self._node, self._base, self._known), publisher.scoped(self._node)
             covered, sent = publisher.covered, update.revision
             if (now := self._parts.roots()) != roots:  # before the update, so that its answer is for both
                 roots = now
@@ -240,8 +240,7 @@ class Session:
             status.trusts = roots
             if isinstance(answer, Ack):
                 self._base = (update.epoch, sent)
-                if update.has_policies:
-                    self._known = (update.policies, update.peer_auths, update.request_auths)
+                self._known = scoped
                 config = update.config
                 status.acked, status.last_nack = sent, ""
                 self._covered, self._rejected = covered, (-1, "")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+from mesh.authz.groups import Group, Groups
+from mesh.authz.rules import RuleGroup
 from mesh.cidr import Blocks, parse_address
 from mesh.model import MeshConfig, PeerAuth, Policy, RequestAuth, Service, Workload
 from mesh.served import Served
@@ -35,6 +37,14 @@ class Vip(NamedTuple):
     port_index: int
     backends: tuple[tuple[str, int, str], ...]
     """Of the endpoints that serve this port: address, target port, uid of the workload or `""`."""
+
+
+class PoliciesOf(NamedTuple):
+    """What applies to one workload. Each group is the same object in every later snapshot, until it changes."""
+
+    policies: tuple[RuleGroup, ...]
+    peer_auths: tuple[Group[PeerAuth], ...]
+    request_auths: tuple[Group[RequestAuth], ...]
 
 
 class _Ranges:
@@ -67,9 +77,6 @@ class Snapshot:
     """By uid."""
     services: Mapping[str, Service]
     """By key, `<namespace>/<name>`."""
-    policies: tuple[Policy, ...]
-    peer_auths: tuple[PeerAuth, ...]
-    request_auths: tuple[RequestAuth, ...]
     ready: bool
     """Whether an update was ever applied."""
     _ranges: _Ranges
@@ -80,6 +87,9 @@ class Snapshot:
     """By service address, then port."""
     _traffic: TrafficIndex
     _served: Served
+    _policies: Groups[RuleGroup, Policy]
+    _peer_auths: Groups[Group[PeerAuth], PeerAuth]
+    _request_auths: Groups[Group[RequestAuth], RequestAuth]
     _splits: dict[tuple[str, int], Split] = field(default_factory=dict)
     """Those asked for, by service and port."""
 
@@ -87,8 +97,9 @@ class Snapshot:
     def empty() -> Snapshot:
         """What a node knows before its first update: nothing, and `ready` says so."""
         no_ranges, no_traffic, nothing_served = _Ranges(()), TrafficIndex(), Served()
+        policies: tuple[Any, Any, Any] = Groups(RuleGroup()), Groups(Group()), Groups(Group())
         return Snapshot(
-            "", 0, MeshConfig(), {}, {}, (), (), (), False, no_ranges, {}, {}, {}, no_traffic, nothing_served
+            "", 0, MeshConfig(), {}, {}, False, no_ranges, {}, {}, {}, no_traffic, nothing_served, *policies
         )
 
     def workload_at(self, address: str) -> Workload | None:
@@ -113,6 +124,28 @@ class Snapshot:
     def in_ranges(self, address: str) -> bool:
         """Whether the address belongs to the mesh, known or not. Raises `ValueError` if it is not an address."""
         return self._ranges.contain(address)
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """All, by key. O(policies)."""
+        return tuple(self._policies)
+
+    @property
+    def peer_auths(self) -> tuple[PeerAuth, ...]:
+        """The same of these."""
+        return tuple(self._peer_auths)
+
+    @property
+    def request_auths(self) -> tuple[RequestAuth, ...]:
+        """The same of these."""
+        return tuple(self._request_auths)
+
+    def policies_of(self, namespace: str, labels: Mapping[str, str]) -> PoliciesOf:
+        """Those of all kinds that apply to a workload. O(those that do)."""
+        who: dict[str, Any] = {
+            "namespace": namespace, "labels": labels, "root_namespace": self.config.root_namespace,
+        }  # fmt: skip
+        return PoliciesOf(self._policies.of(**who), self._peer_auths.of(**who), self._request_auths.of(**who))
 
     @property
     def routes(self) -> Mapping[str, Route]:
@@ -198,15 +231,21 @@ class Snapshot:
                 vips[address] = _ports(claims)
             else:
                 vips.pop(address, None)
+        policies, peer_auths, request_auths = self._policies, self._peer_auths, self._request_auths
+        if update.has_policies:  # what is compiled of those that stay the same is kept, also if all else is replaced
+            policies = policies.replace(update.policies)
+            peer_auths = peer_auths.replace(update.peer_auths)
+            request_auths = request_auths.replace(update.request_auths)
+        else:
+            policies = policies.apply(update.policies, gone["p"])
+            peer_auths = peer_auths.apply(update.peer_auths, gone["a"])
+            request_auths = request_auths.apply(update.request_auths, gone["q"])
         return Snapshot(
             epoch=update.epoch,
             revision=update.revision,
             config=update.config,
             workloads=workloads,
             services=services,
-            policies=update.policies if update.has_policies else before.policies,
-            peer_auths=update.peer_auths if update.has_policies else before.peer_auths,
-            request_auths=update.request_auths if update.has_policies else before.request_auths,
             ready=True,
             _ranges=self._ranges if update.config.ranges == self.config.ranges else _compiled(update.config.ranges),
             _workload_claims=workload_claims,
@@ -214,6 +253,9 @@ class Snapshot:
             _vips=vips,
             _traffic=before._traffic.apply(update.routes, update.traffic, gone["r"], gone["t"]),
             _served=before._served.apply(before.services, update.services, gone_services),
+            _policies=policies,
+            _peer_auths=peer_auths,
+            _request_auths=request_auths,
         )
 
     def to_update(self) -> Update:
@@ -243,11 +285,11 @@ def _compiled(ranges: tuple[str, ...]) -> _Ranges:
 
 
 def _removed(names: tuple[str, ...]) -> dict[str, set[str]]:
-    gone: dict[str, set[str]] = {"w": set(), "s": set(), "r": set(), "t": set()}
+    gone: dict[str, set[str]] = {kind: set() for kind in "wsrtpaq"}
     for name in names:
         kind, colon, key = name.partition(":")
         if not colon or kind not in gone:
-            raise SnapshotError(f"removed: {name[:80]!r} is none of w:<uid>, s:<ns>/<name>, r:<kind>/<ns>/<name>, t:…")
+            raise SnapshotError(f"removed: {name[:80]!r} is none of those in mesh.sync.Update")
         gone[kind].add(key)
     return gone
 

@@ -35,6 +35,7 @@ MAX_FRAME_BEFORE_HELLO = 64 * 1024
 PING_SECONDS, SILENCE_SECONDS = 10.0, 30.0
 """How often each side pings, and after how long without a sign of life it ends the connection."""
 _LENGTH = struct.Struct(">I")
+_POLICIES = frozenset(("p:", "a:", "q:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,9 @@ class Update:
     """What the node is to know. If `full`, it replaces everything; else it applies to revision `base` of `epoch`.
 
     `workloads`, `services`, `routes` and `traffic` hold those added or changed; `removed` holds `w:<uid>`,
-    `s:<ns>/<name>`, `r:<kind>/<ns>/<name>` and `t:<ns>/<name>`. `policies`, `peer_auths` and `request_auths`, where
-    `has_policies`, replace all of the node's: only those its own workloads can need.
+    `s:<ns>/<name>`, `r:<kind>/<ns>/<name>` and `t:<ns>/<name>`. `policies`, `peer_auths` and `request_auths` are only
+    those that the node's own workloads can need. Where `has_policies` they replace all of the node's; else they replace
+    those of the same keys, and others go with `p:<ns>/<name>`, `a:<ns>/<name>` and `q:<ns>/<name>` in `removed`.
     """
 
     epoch: str
@@ -107,7 +109,13 @@ class Update:
     def changes(self) -> bool:
         """Whether it says anything new beside the revision and, maybe, `config`."""
         lists = (self.workloads, self.services, self.removed, self.routes, self.traffic)
-        return self.full or self.has_policies or any(lists)
+        return self.full or self.has_policies or any(lists) or self.changes_policies
+
+    @property
+    def changes_policies(self) -> bool:
+        """Whether it says anything of policies of any kind."""
+        lists = (self.policies, self.peer_auths, self.request_auths)
+        return self.has_policies or any(lists) or any(name[:2] in _POLICIES for name in self.removed)
 
 
 @dataclass(frozen=True, slots=True)

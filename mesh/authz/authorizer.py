@@ -8,14 +8,16 @@ policy that matches; else denied.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any, final
 
-from mesh.authz.decider import Ask, Decider, Denial, Peer, Permit, compiled, facts_of
-from mesh.authz.matching import Reads, reads_requests, reads_source_address
-from mesh.authz.requests import Requests, Rules
-from mesh.authz.selection import Mtls, applying, effective_mtls
+from mesh.authz.decider import Ask, Denial, Peer, Permit, decide, facts_of
+from mesh.authz.groups import Groups
+from mesh.authz.requests import Requests
+from mesh.authz.rules import Kind, RuleGroup, Rules
+from mesh.authz.selection import Mtls, effective_mtls
 from mesh.message import Request
-from mesh.model import Action, MtlsMode, PeerAuth, Policy
+from mesh.model import MtlsMode, PeerAuth, Policy
 
 _MEMO = 1024
 """Verdicts remembered for each workload; some 300 bytes each, at worst."""
@@ -25,16 +27,16 @@ _MEMO = 1024
 class Authorizer:
     """What one workload's policies say. Remembers verdicts, so that many policies don't make connections dearer."""
 
-    def __init__(self, policies: Iterable[Policy], mtls: Mtls) -> None:
-        """`policies` and `mtls` are those that apply to the workload; `of` chooses them."""
+    def __init__(self, groups: Iterable[RuleGroup], mtls: Mtls) -> None:
+        """`groups` and `mtls` are those that apply to the workload."""
         self._mtls = mtls
-        self.policies = tuple(policies)
-        self._connection = Decider((policy, compiled(policy, Reads.CONNECTION)) for policy in self.policies)
-        self._by_source = any(map(reads_source_address, self.policies))
-        self._reads_requests = any(map(reads_requests, self.policies))
-        self.asks_others = any(p.action is Action.CUSTOM and not p.dry_run for p in self.policies)
+        self._groups = tuple(groups)
+        self.rules = Rules(self._groups)
+        self._by_source = any(group.by_source for group in self._groups)
+        self.reads_requests = any(group.of_requests for group in self._groups)
+        """Whether a policy asks for what only a request can answer: then connections that may be HTTP are read."""
+        self.asks_others = Kind.CUSTOM in self.rules.kinds
         """Whether some requests are to be asked of others (`asks`) before they are checked."""
-        self._rules: Rules | None = None
         self._requests: dict[tuple[object, ...], Requests] = {}
         self._memo: dict[tuple[object, ...], Permit | Denial] = {}
 
@@ -49,19 +51,20 @@ class Authorizer:
         root_namespace: str,
     ) -> Authorizer:
         """Build it for the workload with these labels in this namespace, out of all the mesh's policies."""
+        groups = Groups[RuleGroup, Policy](RuleGroup()).replace(policies)
         return cls(
-            applying(policies, namespace=namespace, labels=labels, root_namespace=root_namespace),
+            groups.of(namespace=namespace, labels=labels, root_namespace=root_namespace),
             effective_mtls(peer_auths, namespace=namespace, labels=labels, root_namespace=root_namespace),
         )
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Those that apply to the workload, by key."""
+        return tuple(sorted((policy for group in self._groups for policy in group), key=attrgetter("key")))
 
     def mtls_mode(self, port: int) -> MtlsMode:
         """The mutual-TLS mode of a target port; never UNSET."""
         return self._mtls.at(port)[0]
-
-    @property
-    def reads_requests(self) -> bool:
-        """Whether a policy asks for what only a request can answer: then connections that may be HTTP are read."""
-        return self._reads_requests
 
     def check_request(self, peer: Peer, request: Request, claims: Mapping[str, Any] | None = None) -> Permit | Denial:
         """Decide on a request, whose path is normalised. `claims` are those of its JWT, if it has one that is valid.
@@ -75,13 +78,11 @@ class Authorizer:
         return self._requests_of(peer).asks(request, claims)
 
     def _requests_of(self, peer: Peer) -> Requests:
-        if self._rules is None:
-            self._rules = Rules(self.policies)
         connection = self._key(peer)
         if (requests := self._requests.get(connection)) is None:
             if len(self._requests) >= _MEMO:
                 self._requests.clear()
-            requests = self._requests[connection] = Requests(self.strict(peer), facts_of(peer), self._rules)
+            requests = self._requests[connection] = Requests(self.strict(peer), facts_of(peer), self.rules)
         return requests
 
     def _key(self, peer: Peer) -> tuple[object, ...]:
@@ -99,7 +100,10 @@ class Authorizer:
         return verdict
 
     def _decide(self, peer: Peer) -> Permit | Denial:
-        return self.strict(peer) or self._connection.decide(facts_of(peer))
+        if (strict := self.strict(peer)) is not None:
+            return strict
+        facts = facts_of(peer)
+        return decide(self.rules, lambda kind: self.rules.of_connection(kind, facts), asked=False)
 
     def strict(self, peer: Peer) -> Denial | None:
         """The denial of a plaintext peer where mutual TLS is required."""

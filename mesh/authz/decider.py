@@ -1,18 +1,17 @@
-"""Policies compiled, and Istio's order over them: CUSTOM, where it cannot be asked; any DENY that matches; no ALLOW at
-all; any ALLOW that matches; else denied. AUDIT decides nothing.
+"""Verdicts, and Istio's order over the rules that match: CUSTOM, where it cannot be asked; any DENY; no ALLOW policy at
+all; any ALLOW; else denied. AUDIT decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import InitVar, dataclass
 from typing import NamedTuple, final
 
-from mesh.authz.by_path import ByPath
-from mesh.authz.matching import Facts, Reads, Test, compile_rule
+from mesh.authz.matching import Facts
+from mesh.authz.rules import Kind, Numbered, Rules
 from mesh.cidr import parse_address
 from mesh.identity import Identity
-from mesh.model import Action, Policy
 
 _NAMED = 3
 """ALLOW policies named in the reason of a denial by default."""
@@ -89,109 +88,53 @@ class Ask(NamedTuple):
     rule: int
 
 
-class Compiled(NamedTuple):
-    """A policy's rules, each with its number."""
-
-    key: str
-    rules: tuple[tuple[int, Test], ...]
-
-    def first_match(self, facts: Facts) -> int:
-        """The index of the first rule that matches, or -1."""
-        for index, matches in self.rules:
-            if matches(facts):
-                return index
-        return -1
+Matching = Callable[[Kind], Iterator[Numbered]]
+"""The rules of a kind that match, in order."""
 
 
-class Decider:
-    """Policies by what they do, compiled, and Istio's order over them."""
+def decide(rules: Rules, matching: Matching, *, asked: bool) -> Permit | Denial:
+    """What a workload's rules say, by those that match. `asked`: whoever CUSTOM policies name has been asked before."""
 
-    __slots__ = ("_allow", "_audit", "_by_path", "_custom", "_deny", "_dry_allow", "_dry_deny", "_requests")
+    def first(kind: Kind) -> Numbered | None:
+        return next(matching(kind), None) if kind in rules.kinds else None
 
-    def __init__(
-        self,
-        policies: Iterable[tuple[Policy, Compiled]],
-        *,
-        requests: bool = False,
-        by_path: tuple[ByPath, ByPath] | None = None,
-    ) -> None:
-        """`requests`: it decides on such, and CUSTOM policies were asked before. `by_path`: of them the enforced DENY
-        and ALLOW policies, where `policies` are only the others.
-        """
-        self._requests, self._by_path = requests, by_path
-        self._audit: list[Compiled] = []
-        self._custom: list[tuple[str, Compiled]] = []
-        self._deny: list[Compiled] = []
-        self._allow: list[Compiled] = []
-        self._dry_deny: list[Compiled] = []
-        self._dry_allow: list[Compiled] = []
-        for policy, compiled in policies:
-            if policy.action is Action.CUSTOM:
-                if not policy.dry_run:
-                    self._custom.append((policy.provider, compiled))
-                continue
-            if policy.action is Action.AUDIT:
-                kind = self._audit
-            elif policy.action is Action.DENY:
-                kind = self._dry_deny if policy.dry_run else self._deny
-            else:
-                kind = self._dry_allow if policy.dry_run else self._allow
-            kind.append(compiled)
+    def policies(kind: Kind) -> dict[str, Numbered]:
+        matched: dict[str, Numbered] = {}
+        for rule in matching(kind) if kind in rules.kinds else ():
+            matched.setdefault(rule.key, rule)
+        return matched
 
-    def decide(self, facts: Facts) -> Permit | Denial:
-        """What they say."""
-        audit = self._audited(facts) if self._audit else ()
-        if self._custom and not self._requests and (asked := self.asks(facts)):
-            reason = "a CUSTOM policy applies, and nobody can be asked about what is not HTTP"
-            return Denial(asked[0].policy, asked[0].rule, reason, (), audit)
-        if (denied := self._first(0, self._deny, facts)) is not None:
-            return Denial(*denied, "matched a DENY policy", (), audit)
-        would_deny = [policy for policy in self._dry_deny if policy.first_match(facts) >= 0]
-        would_allow = [policy for policy in self._dry_allow if policy.first_match(facts) >= 0]
-        if (allowed := self._first(1, self._allow, facts)) is not None:
-            return Permit(_SEAL, *allowed, "matched an ALLOW policy", _would("deny", would_deny), audit)
-        keys = self._by_path[1].keys if self._by_path is not None else [policy.key for policy in self._allow]
-        if keys:
-            named = ", ".join(keys[:_NAMED])
-            more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-            would = () if would_deny else _would("allow", would_allow)
-            return Denial("", -1, f"matched no ALLOW policy ({named}{more})", would, audit)
-        if not would_deny and not would_allow:
-            would_deny = self._dry_allow  # being the first ALLOW policies here, they would make denial the default
-        return Permit(_SEAL, "", -1, "no ALLOW policy applies", _would("deny", would_deny), audit)
-
-    def _first(self, kind: int, policies: list[Compiled], facts: Facts) -> tuple[str, int] | None:
-        """The policy and the rule that match first."""
-        if self._by_path is not None:
-            for key, index, matches in self._by_path[kind].among(facts.path):
-                if matches(facts):
-                    return key, index
-        for one in policies:
-            if (rule := one.first_match(facts)) >= 0:
-                return one.key, rule
-        return None
-
-    def asks(self, facts: Facts) -> tuple[Ask, ...]:
-        """The CUSTOM policies that match, one of each provider."""
-        found: dict[str, Ask] = {}
-        for provider, one in self._custom:
-            if provider not in found and (rule := one.first_match(facts)) >= 0:
-                found[provider] = Ask(provider, one.key, rule)
-        return tuple(found.values())
-
-    def _audited(self, facts: Facts) -> tuple[str, ...]:
-        matched = ((one.key, one.first_match(facts)) for one in self._audit)
-        return tuple(f"{key} rule {rule}" for key, rule in matched if rule >= 0)
+    audit = tuple(f"{key} rule {rule.index}" for key, rule in policies(Kind.AUDIT).items())
+    if not asked and (custom := first(Kind.CUSTOM)) is not None:
+        reason = "a CUSTOM policy applies, and nobody can be asked about what is not HTTP"
+        return Denial(custom.key, custom.index, reason, (), audit)
+    if (denied := first(Kind.DENY)) is not None:
+        return Denial(denied.key, denied.index, "matched a DENY policy", (), audit)
+    would_deny: Iterable[str] = policies(Kind.DRY_DENY)
+    if (allowed := first(Kind.ALLOW)) is not None:
+        return Permit(_SEAL, allowed.key, allowed.index, "matched an ALLOW policy", _would("deny", would_deny), audit)
+    would_allow = policies(Kind.DRY_ALLOW)
+    if Kind.ALLOW in rules.kinds:
+        some, number = rules.named(Kind.ALLOW, _NAMED)
+        more = f" and {number - _NAMED} more" if number > _NAMED else ""
+        would = () if would_deny else _would("allow", would_allow)
+        return Denial("", -1, f"matched no ALLOW policy ({', '.join(some)}{more})", would, audit)
+    if not would_deny and not would_allow:  # being the first ALLOW policies here, they would make denial the default
+        would_deny, _ = rules.named(Kind.DRY_ALLOW)
+    return Permit(_SEAL, "", -1, "no ALLOW policy applies", _would("deny", would_deny), audit)
 
 
-def compiled(policy: Policy, reads: Reads) -> Compiled:
-    """Its rules that can match at all."""
-    tests = ((index, compile_rule(rule, policy.action, reads)) for index, rule in enumerate(policy.rules))
-    return Compiled(policy.key, tuple((index, test) for index, test in tests if test is not None))
+def asks(rules: Rules, matching: Matching) -> tuple[Ask, ...]:
+    """The CUSTOM policies that match, one of each provider."""
+    found: dict[str, Ask] = {}
+    if Kind.CUSTOM in rules.kinds:
+        for rule in matching(Kind.CUSTOM):
+            found.setdefault(rule.provider, Ask(rule.provider, rule.key, rule.index))
+    return tuple(found.values())
 
 
-def _would(do: str, policies: Iterable[Compiled]) -> tuple[str, ...]:
-    return tuple(f"{policy.key} would {do}" for policy in policies)
+def _would(do: str, policies: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{key} would {do}" for key in policies)
 
 
 def facts_of(peer: Peer) -> Facts:

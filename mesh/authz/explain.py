@@ -1,6 +1,6 @@
 """Why a workload's policies say what they say: every rule's clauses held against the facts, one by one.
 
-The verdict is the enforced one (`Authorizer`, `Decider`); the steps are worked out apart, from the same fields and the
+The verdict is the enforced one (`Authorizer`); the steps are worked out apart, from the same fields and the
 same matching. For people who ask, not for traffic.
 """
 
@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from mesh.authz.authorizer import Authorizer
-from mesh.authz.decider import Ask, Decider, Denial, Peer, Permit, compiled, facts_of
+from mesh.authz.decider import Ask, Denial, Peer, Permit, decide, facts_of
 from mesh.authz.matching import (
     CONNECTION_ATTRIBUTES,
     OPERATION_FIELDS,
@@ -24,7 +24,7 @@ from mesh.authz.matching import (
     Reads,
     request_fact,
 )
-from mesh.authz.requests import principal_of
+from mesh.authz.requests import Requests, principal_of
 from mesh.message import CREDENTIALS, Request
 from mesh.model import Action, Condition, Operation, Policy, Rule, Source
 
@@ -146,29 +146,34 @@ class Case(NamedTuple):
 class Judge:
     """A workload's policies without memory, for a case that may be imagined."""
 
-    def __init__(self, authorizer: Authorizer, reads: Reads) -> None:
-        self.policies, self.strict = authorizer.policies, authorizer.strict
-        requests = reads is Reads.REQUEST
-        self._decider = Decider(((policy, compiled(policy, reads)) for policy in self.policies), requests=requests)
+    def __init__(self, authorizer: Authorizer) -> None:
+        self.policies = authorizer.policies
+        self._rules, self.strict = authorizer.rules, authorizer.strict
 
     def decide(self, case: Case) -> Permit | Denial:
         """The verdict."""
-        return self.strict(case.peer) or self._decider.decide(case.facts())
+        if (strict := self.strict(case.peer)) is not None:
+            return strict
+        facts = case.facts()
+        if case.reads is Reads.REQUEST:
+            return Requests(None, facts, self._rules).decide(facts)
+        return decide(self._rules, lambda kind: self._rules.of_connection(kind, facts), asked=False)
 
     def asks(self, case: Case) -> tuple[Ask, ...]:
         """Who must permit a request before it comes to a verdict."""
         if case.reads is Reads.CONNECTION or self.strict(case.peer):
             return ()
-        return self._decider.asks(case.facts())
+        facts = case.facts()
+        return Requests(None, facts, self._rules).asked(facts)
 
 
 def explain(authorizer: Authorizer, case: Case) -> Explanation:
     """Say why. Raises `ValueError` if an address in the peer is not one."""
-    judge = Judge(authorizer, case.reads)
+    judge = Judge(authorizer)
     verdict = judge.decide(case)
     facts = case.facts()
     steps = []
-    for policy in sorted(authorizer.policies, key=_order):
+    for policy in sorted(judge.policies, key=_order):
         rules = tuple(held(rule, index, policy, facts, case.reads).step for index, rule in enumerate(policy.rules))
         first = next((step.rule for step in rules if step.matched), -1)
         decided = not policy.dry_run and policy.key == verdict.policy and first == verdict.rule >= 0

@@ -72,7 +72,7 @@ def flips(authorizer: Authorizer, case: Case) -> tuple[Flip, ...]:
 
     Raises `ValueError` if an address in the peer is not one.
     """
-    judge = Judge(authorizer, case.reads)
+    judge = Judge(authorizer)
     wanted: type[Permit] | type[Denial] = Denial if isinstance(judge.decide(case), Permit) else Permit
     numbers = itertools.count()
     heap = [_Node(0, 0, next(numbers), (), case)]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -110,7 +109,6 @@ class _Clauses:
             self.tests.append(lambda facts: not not_among(read(facts)))
 
 
-@lru_cache(2048)  # the workloads of a namespace share its policies, and an update leaves most of them as they were
 def compile_rule(rule: Rule, action: Action, reads: Reads = Reads.CONNECTION) -> Test | None:
     """Return the test of whether `rule` matches a connection (or a request), or None if it can match none."""
     sources = [_source(source, reads) for source in rule.sources]
@@ -153,13 +151,12 @@ def _any(tests: list[Test]) -> Test:
     return some
 
 
-def reads_requests(policy: Policy) -> bool:
-    """Whether a request can make a difference to `policy` that its connection does not make."""
-    return policy.action is Action.CUSTOM or any(
+def reads_requests(rule: Rule) -> bool:
+    """Whether it has a clause that only a request can answer; then only a DENY or CUSTOM rule matches a connection."""
+    return (
         any(source.http_clauses for source in rule.sources)
         or any(operation.http_clauses for operation in rule.operations)
         or any(request_fact(condition.key) is not None for condition in rule.conditions)
-        for rule in policy.rules
     )
 
 

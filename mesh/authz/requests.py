@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from mesh.authz.by_path import ByPath
-from mesh.authz.decider import Ask, Compiled, Decider, Denial, Permit, compiled
-from mesh.authz.matching import Facts, Reads, compile_rule
+from mesh.authz.decider import Ask, Denial, Permit, asks, decide
+from mesh.authz.matching import Facts
+from mesh.authz.rules import HEADER, Kind, Numbered, Rules
 from mesh.message import Request
-from mesh.model import Action, Policy, Rule
 
 _MEMO = 1024
 _LONG = 512
 """Longest path whose verdict is remembered, bytes."""
-_HEADER = "request.headers["
-
-
-class Rules:
-    """Those of a workload's policies, for requests of any peer."""
-
-    __slots__ = ("enforced", "of_headers", "others")
-
-    def __init__(self, policies: Iterable[Policy]) -> None:
-        enforced: dict[Action, list[Policy]] = {Action.DENY: [], Action.ALLOW: []}
-        self.others: list[tuple[Policy, Compiled]] = []
-        """Policies that are neither, or a dry run."""
-        self.of_headers: list[tuple[Rule, Action]] = []
-        """Rules that ask for headers."""
-        for policy in policies:
-            if policy.action in enforced and not policy.dry_run:
-                enforced[policy.action].append(policy)
-            else:
-                self.others.append((policy, compiled(policy, Reads.REQUEST)))
-            for rule in policy.rules:
-                if any(condition.key.startswith(_HEADER) for condition in rule.conditions):
-                    self.of_headers.append((rule, policy.action))
-        self.enforced = ByPath(enforced[Action.DENY]), ByPath(enforced[Action.ALLOW])
 
 
 class Requests:
-    """Only rules of the request's path are looked at; verdicts are remembered by all that a rule asks for, so that many
-    policies don't make requests dearer.
-    """
+    """Verdicts are remembered by all that a rule asks for, so that many policies don't make requests dearer."""
 
-    __slots__ = ("_decider", "_facts", "_memo", "_names", "_strict")
+    __slots__ = ("_any_path", "_facts", "_memo", "_names", "_rules", "_strict")
 
     def __init__(self, strict: Denial | None, facts: Facts, rules: Rules) -> None:
         """`strict` is the peer's denial whatever it asks, `facts` what is known of its connection."""
         self._strict = strict
-        self._facts = facts
-        deny, allow = (of_kind.narrowed(facts) for of_kind in rules.enforced)
-        self._decider = Decider(rules.others, requests=True, by_path=(deny, allow))
-        names: set[str] = set()
-        for rule, action in rules.of_headers:
-            possible = compile_rule(rule, action, Reads.EITHER)
-            if possible is not None and possible(facts):
-                names.update(c.key for c in rule.conditions if c.key.startswith(_HEADER))
-        self._names = tuple(sorted(name[len(_HEADER) : -1].lower().encode() for name in names))
+        self._facts, self._rules = facts, rules
+        self._any_path = {kind: rules.of_any_path(kind, facts) for kind in rules.kinds}
+        self._names = tuple(sorted(name[len(HEADER) : -1].lower().encode() for name in rules.headers(facts)))
         """The headers that a rule asks for."""
         self._memo: dict[tuple[object, ...], Permit | Denial] = {}
 
@@ -84,12 +52,23 @@ class Requests:
         if self._strict is not None:
             return ()
         values = tuple([_values(request, name) for name in self._names]) if self._names else ()
-        return self._decider.asks(self._facts_of(request, values, claims))
+        return self.asked(self._facts_of(request, values, claims))
+
+    def decide(self, facts: Facts) -> Permit | Denial:
+        """The verdict on a request of which all is known, but for `strict`."""
+        return decide(self._rules, lambda kind: self._matching(kind, facts), asked=True)
+
+    def asked(self, facts: Facts) -> tuple[Ask, ...]:
+        """Like `asks`, of a request of which all is known."""
+        return asks(self._rules, lambda kind: self._matching(kind, facts))
+
+    def _matching(self, kind: Kind, facts: Facts) -> Iterator[Numbered]:
+        return self._rules.of_request(kind, facts, self._any_path[kind])
 
     def _decide(
         self, request: Request, values: tuple[tuple[bytes, ...], ...], claims: Mapping[str, Any] | None
     ) -> Permit | Denial:
-        return self._decider.decide(self._facts_of(request, values, claims))
+        return self.decide(self._facts_of(request, values, claims))
 
     def _facts_of(
         self, request: Request, values: tuple[tuple[bytes, ...], ...], claims: Mapping[str, Any] | None

@@ -29,17 +29,6 @@ def applies(
     return policy.namespace in (namespace, root_namespace) and selects(policy.selector, labels)
 
 
-def applying(
-    policies: Iterable[Policy], *, namespace: str, labels: Mapping[str, str], root_namespace: str
-) -> list[Policy]:
-    """The authorization policies that apply to a workload, in the order given."""
-    return [
-        policy
-        for policy in policies
-        if applies(policy, namespace=namespace, labels=labels, root_namespace=root_namespace)
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class Mtls:
     """A workload's mode, the key of the `PeerAuthentication` that set it (`""` for the default), and the exceptions."""

@@ -91,7 +91,7 @@ class Workers:
     def update(self, update: Update, snapshot: Snapshot) -> None:
         """`snapshot` is in force; `update` is what led to it from the one before."""
         self._snapshot = snapshot
-        if update.has_policies:
+        if update.changes_policies:
             self._have_keys(snapshot)
         for worker in self._live():
             worker.unapplied += 1

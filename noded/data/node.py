@@ -7,17 +7,19 @@ import random
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from mesh import hbone
 from mesh.authz import Authorizer, Denial, Peer
+from mesh.authz.selection import effective_mtls
 from mesh.h2.connection import Budget
 from mesh.identity import Identity
 from mesh.model import MeshConfig, Party, Workload
 from mesh.request_auth import TokenRules
-from mesh.snapshot import Snapshot
+from mesh.snapshot import PoliciesOf, Snapshot
 from noded.buckets import Buckets
 from noded.data import tls
 from noded.data.engine import Engine
@@ -57,6 +59,7 @@ class LocalWorkload:
         """How many tunnels are being set up towards it, by the peer's address, and how many `peers` have."""
         self.peers: Counter[str] = Counter()
         self.gone = False
+        self._policies: tuple[PoliciesOf, str] | None = None
         self.configure(config)
 
     def configure(self, config: MeshConfig) -> None:
@@ -65,22 +68,18 @@ class LocalWorkload:
         self.baggage = hbone.baggage(self.workload, config.cluster)
         self.party = party_of(self.workload, config)
 
-    def authorize_with(self, snapshot: Snapshot) -> None:
-        """Compile the policies that apply to it."""
-        self.authorizer = Authorizer.of(
-            snapshot.policies,
-            snapshot.peer_auths,
-            namespace=self.workload.namespace,
-            labels=self.labels,
-            root_namespace=snapshot.config.root_namespace,
-        )
-        self.token_rules = TokenRules.of(
-            snapshot.request_auths,
-            namespace=self.workload.namespace,
-            labels=self.labels,
-            root_namespace=snapshot.config.root_namespace,
-        )
+    def authorize_with(self, snapshot: Snapshot) -> bool:
+        """Take over the policies that apply to it; whether they are others than they were."""
+        root, labels = snapshot.config.root_namespace, self.labels
+        found = snapshot.policies_of(self.workload.namespace, labels)
+        if self._policies == (found, root):
+            return False
+        self._policies = found, root
+        who: dict[str, Any] = {"namespace": self.workload.namespace, "labels": labels, "root_namespace": root}
+        self.authorizer = Authorizer(found.policies, effective_mtls(chain(*found.peer_auths), **who))
+        self.token_rules = TokenRules.of(chain(*found.request_auths), **who)
         """None where requests' tokens are nothing to the mesh."""
+        return True
 
     def certificate(self, message: Certificate) -> None:
         """Use a new certificate from the next handshake on."""
@@ -139,13 +138,16 @@ class Node:
         return False
 
     def adopt(self, snapshot: Snapshot) -> None:
-        """Use a new snapshot."""
-        self.snapshot = snapshot
+        """Use a new snapshot; close live connections that its policies deny."""
+        config_before, self.snapshot = self.snapshot.config, snapshot
         self._parties.clear()
-        for local in self.workloads.values():
-            local.configure(snapshot.config)
-            local.authorize_with(snapshot)
+        if snapshot.config != config_before:
+            for local in self.workloads.values():
+                local.configure(snapshot.config)
+        changed = [local for local in self.workloads.values() if local.authorize_with(snapshot)]
         self.changed()
+        for local in changed:
+            self.recheck(local)
 
     def recheck(self, local: LocalWorkload) -> None:
         """After a policy change: close live connections to `local` that are denied now."""

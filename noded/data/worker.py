@@ -175,17 +175,13 @@ class Worker:
 
     async def _update(self, message: messages.MeshUpdate) -> None:
         node = self.node
-        before = node.snapshot
         try:
-            snapshot = before.apply(message.update)
+            snapshot = node.snapshot.apply(message.update)
         except SnapshotError as error:
             log.error("bug: the control process sent an update that does not fit: %s", error)
             raise
         node.adopt(snapshot)
         self.http.upstreams.snapshot_changed()
-        if snapshot.policies != before.policies or snapshot.peer_auths != before.peer_auths:
-            for local in node.workloads.values():
-                node.recheck(local)
         await self._link.send(messages.Applied(snapshot.revision))
 
     async def _drain(self, seconds: float) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,12 +77,25 @@ def test_a_node_that_follows_deltas_knows_what_a_new_one_is_told(steps: list[tup
             node, known = node.apply(update), source.publisher.scoped("node-a")
             fresh = Snapshot.empty().apply(source.publisher.update("node-a", None))
             assert (node.revision, node.policies, node.peer_auths) == (fresh.revision, fresh.policies, fresh.peer_auths)
-            assert node.policies == source.publisher.scoped("node-a")[0]
+            assert list(node.policies) == sorted(known[0], key=lambda policy: policy.key)
             assert dict(node.workloads) == world.workloads
             assert dict(node.services) == world.services
             assert (node.routes, node.traffic) == (world.routes, world.traffic)
     finally:
         publish._MAX_TOMBSTONES = limit
+
+
+def test_of_many_policies_a_node_is_told_of_those_that_changed() -> None:
+    deny, allow, gone = (Policy(name, "shop", action, ()) for name, action in zip("dag", Action, strict=False))
+    source = Source(replace(a_world(a_workload("a")), policies=(allow, deny, gone)))
+    known, base = source.publisher.scoped("node-a"), (source.publisher.epoch, source.publisher.revision)
+    dry = replace(deny, dry_run=True)
+    source.publish(replace(a_world(a_workload("a")), policies=(allow, dry)))
+    update = source.publisher.update("node-a", base, known)
+    assert (update.policies, update.removed, update.has_policies) == ((dry,), ("p:shop/g",), False)
+    assert update.changes_policies
+    anew = source.publisher.update("node-a", base)
+    assert (anew.policies, anew.removed, anew.has_policies) == ((allow, dry), (), True)
 
 
 def test_a_delta_holds_only_what_changed() -> None:

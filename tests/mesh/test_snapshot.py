@@ -96,6 +96,10 @@ updates = st.builds(
                 "r:GRPCRoute/shop/r0",
                 "t:shop/t0",
                 "t:other/none",
+                "p:shop/p0",
+                "p:other/p1",
+                "a:shop/a0",
+                "q:shop/none",
             ]
         ),
         3,
@@ -111,19 +115,22 @@ updates = st.builds(
 @given(st.lists(updates, min_size=1, max_size=6))
 def test_any_sequence_of_deltas_is_what_a_full_rebuild_is(sequence: list[Update]) -> None:
     snapshot = Snapshot.empty()
-    known: dict[str, dict[str, Any]] = {kind: {} for kind in "wsrt"}
+    known: dict[str, dict[str, Any]] = {kind: {} for kind in "wsrtpaq"}
     for index, drawn in enumerate(sequence):
         update = replace(drawn, base=snapshot.revision)
         if index == 0 or update.full:
             update = replace(update, full=True, has_policies=True)
-            known = {kind: {} for kind in "wsrt"}
+            known = {kind: {} for kind in "wsrtpaq"}
+        if update.has_policies:
+            known["p"], known["a"] = {}, {}
         for name in update.removed:
             kind, _, key = name.partition(":")
             known[kind].pop(key, None)
         known["w"].update((w.uid, w) for w in update.workloads)
         for kind, objects in (("s", update.services), ("r", update.routes), ("t", update.traffic)):
             known[kind].update((o.key, o) for o in objects)
-        policy_from = update if update.has_policies else snapshot
+        for kind, several in (("p", update.policies), ("a", update.peer_auths)):
+            known[kind].update((o.key, [other for other in several if other.key == o.key]) for o in several)
 
         before, before_seen = snapshot, seen(snapshot)
         snapshot = snapshot.apply(update)
@@ -141,8 +148,8 @@ def test_any_sequence_of_deltas_is_what_a_full_rebuild_is(sequence: list[Update]
                 routes=backwards(known["r"]),
                 traffic=backwards(known["t"]),
                 has_policies=True,
-                policies=policy_from.policies,
-                peer_auths=policy_from.peer_auths,
+                policies=tuple(o for several in backwards(known["p"]) for o in several),
+                peer_auths=tuple(o for several in backwards(known["a"]) for o in several),
             )
         )
         assert seen(snapshot) == seen(rebuilt)

@@ -65,10 +65,13 @@ class View:
             if kind == "w":
                 self.known.discard(name)
                 self.meshed.discard(name)
-            else:
+            elif kind == "s":
                 self.endpoints.pop(name.partition("/")[2], None)
+            elif kind == "p":
+                self.policies -= {name.partition("/")[2]}
         if update.has_policies:
-            self.policies = frozenset(policy.name for policy in update.policies)
+            self.policies = frozenset()
+        self.policies |= {policy.name for policy in update.policies}
 
 
 class Question:
