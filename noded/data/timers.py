@@ -1,7 +1,8 @@
 """Calls at a later time, without a task for each.
 
 Timeouts are set for every request and nearly always cancelled, so a cancelled one must leave nothing behind: timers of
-the same duration stand in a queue, in the order in which they are due, and leave it from anywhere.
+the same duration stand in a queue, in the order in which they are due, and leave it from anywhere. Of queues there may
+be many (a retry waits for some time by chance), so a heap says whose turn it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 import trio
@@ -40,6 +42,8 @@ class Timers:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._queues: dict[int, OrderedDict[Timer, None]] = {}
+        self._turns: list[tuple[float, int]] = []
+        """A heap with an entry for each queue: when its first was due, as of the last look, and the duration."""
         self._sooner = trio.Event()
         self._next = -math.inf
         """When the task will wake by itself."""
@@ -47,10 +51,11 @@ class Timers:
     def after(self, seconds: float, call: Callable[[], Any]) -> Timer:
         """Call `call()` after so many seconds, from a trio task. It must not raise."""
         duration = math.ceil(seconds * 1000)
+        due = time.monotonic() + duration / 1000
         queue = self._queues.get(duration)
         if queue is None:
             queue = self._queues[duration] = OrderedDict()
-        due = time.monotonic() + duration / 1000
+            heappush(self._turns, (due, duration))
         if due < self._next:
             self._next = due
             self._engine.wake(self._sooner)
@@ -58,13 +63,19 @@ class Timers:
 
     async def run(self) -> None:
         """Make the calls until cancelled."""
+        turns = self._turns
         while True:
             now = time.monotonic()
-            for queue in list(self._queues.values()):
+            while turns and turns[0][0] <= now:
+                _, duration = heappop(turns)
+                queue = self._queues[duration]
                 self._call_due(queue, now)
-            self._queues = {duration: queue for duration, queue in self._queues.items() if queue}
+                if queue:
+                    heappush(turns, (next(iter(queue))._due, duration))
+                else:
+                    del self._queues[duration]
             self._sooner = trio.Event()
-            self._next = min((next(iter(queue))._due for queue in self._queues.values()), default=now + 3600)
+            self._next = turns[0][0] if turns else now + 3600
             with trio.move_on_after(max(0.0, self._next - time.monotonic())):
                 await self._sooner.wait()
 
