@@ -41,6 +41,7 @@ def policy_of(rule: Retry | None, policy: RetryPolicy | None) -> RetryPolicy | N
         backoff=rule.backoff,
         max_backoff=max(rest.max_backoff, rule.backoff),
         methods=rest.methods,
+        least_backoff=rule.backoff,
     )
 
 
@@ -60,8 +61,12 @@ def may_retry(method: bytes, outcome: Outcome, policy: RetryPolicy | None, attem
 
 
 def backoff(policy: RetryPolicy, attempt: int, roll: float) -> float:
-    """Seconds to wait after try number `attempt`: full jitter, as Envoy's: [0, min(max, base * 2^attempt))."""
-    return roll * min(policy.max_backoff, policy.backoff * 2.0 ** min(attempt, 64))
+    """Seconds to wait after try number `attempt`: full jitter, as Envoy's: [0, min(max, base * 2^attempt)).
+
+    Where there is a least, that and anything up to half of this more.
+    """
+    most = min(policy.max_backoff, policy.backoff * 2.0 ** min(attempt, 64))
+    return policy.least_backoff + roll * most / 2 if policy.least_backoff else roll * most
 
 
 class Budget:

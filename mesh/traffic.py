@@ -248,6 +248,8 @@ class RetryPolicy:
     max_backoff: float = 0.25
     methods: tuple[str, ...] = ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE")
     """Idempotent ones by RFC 9110 section 9.2.2; others are retried only where the backend never saw the request."""
+    least_backoff: float = 0.0
+    """What a route's rule demands: Gateway API's back-off is a minimum."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,9 @@ def test_a_route_rule_overrides_the_service_and_leaves_it_the_rest() -> None:
     service = RetryPolicy(attempts=5, per_try_timeout=1.5, max_backoff=2.0, methods=("GET", "POST"))
     assert policy_of(None, None) is None
     assert policy_of(None, service) is service
-    assert policy_of(Retry(1, (500,), 0.1), service) == RetryPolicy(1, (500,), 1.5, 0.1, 2.0, ("GET", "POST"))
+    assert policy_of(Retry(1, (500,), 0.1), service) == RetryPolicy(1, (500,), 1.5, 0.1, 2.0, ("GET", "POST"), 0.1)
     alone = policy_of(Retry(1, (), 3.0), None)
-    assert alone == RetryPolicy(attempts=1, codes=(), backoff=3.0, max_backoff=3.0)
+    assert alone == RetryPolicy(attempts=1, codes=(), backoff=3.0, max_backoff=3.0, least_backoff=3.0)
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
@@ -59,6 +59,15 @@ def test_backoff_is_anywhere_below_a_doubling_and_capped_bound(attempt: int, rol
     wait = backoff(policy, attempt, roll)
     assert wait == roll * min(0.25, 0.025 * 2 ** min(attempt, 20))
     assert 0 <= wait < 0.25
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1, exclude_max=True))
+def test_backoff_of_a_route_rule_is_a_minimum(attempt: int, roll: float) -> None:
+    policy = policy_of(Retry(3, (), 0.1), None)
+    assert policy is not None
+    wait = backoff(policy, attempt, roll)
+    assert 0.1 <= wait < 0.1 + 0.25 / 2
+    assert attempt or wait <= 0.15, "about as long as it says before the first"
 
 
 def test_a_fifth_of_the_requests_may_be_retries() -> None:
