@@ -7,6 +7,7 @@ compared with what `getsockname` returns. Ports are integers in 1..65535.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mesh.paths import Normalization
@@ -311,12 +312,18 @@ class Enrolment:
             node,
             self.addresses,
             meshed,
-            self._first(_APP_LABELS) or self.name,
-            self._first(_VERSION_LABELS) or "latest",
+            _first(self.labels, _APP_LABELS) or self.name,
+            version_of(self.labels),
         )
 
-    def _first(self, keys: tuple[str, ...]) -> str:
-        return next((self.labels[key] for key in keys if self.labels.get(key)), "")
+
+def version_of(labels: Mapping[str, str]) -> str:
+    """The version of a workload with these labels: Istio's canonical revision."""
+    return _first(labels, _VERSION_LABELS) or "latest"
+
+
+def _first(labels: Mapping[str, str], keys: tuple[str, ...]) -> str:
+    return next((labels[key] for key in keys if labels.get(key)), "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "NM0601": (_E, "traffic policy for an absent service"),
     "NM0602": (_W, "an older traffic policy holds"),
     "NM0603": (_W, "settings for requests on TCP ports"),
+    "NM0604": (_W, "no workload of that version"),
     "NM0701": (_W, "the RequestAuthentication's selector matches no workload"),
     "NM0702": (_E, "no key to check tokens with"),
     "NM0703": (_W, "an issuer's keys could not be fetched"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from mesh.analyze.finding import Finding, Ref
 from mesh.analyze.inventory import Inventory
+from mesh.model import version_of
 from mesh.traffic import TrafficPolicy
 
 
@@ -27,6 +28,20 @@ def traffic_policies(inventory: Inventory) -> Iterator[Finding]:
             message = f"every port of service {policy.service} is declared to be TCP, where there are no requests"
             remedy = "if one is HTTP, say so with appProtocol: http (http2, grpc), or begin the port's name with it"
             yield Finding("NM0603", ref, ("spec", parts[0]), message, remedy)
+        yield from _absent_versions(policy, ref, inventory)
+
+
+def _absent_versions(policy: TrafficPolicy, ref: Ref, inventory: Inventory) -> Iterator[Finding]:
+    service = next((s for s in inventory.services if f"{s.ref.namespace}/{s.ref.name}" == policy.service), None)
+    if service is None or not service.selector:
+        return
+    chosen = [p for p in inventory.pods if p.ref.namespace == policy.namespace]
+    there = {version_of(p.labels) for p in chosen if service.selector.items() <= p.labels.items()}
+    given = {version for version, weight in policy.versions.items() if weight}
+    outcome = "requests are answered 503" if given.isdisjoint(there) else "its share goes to the others"
+    for version in sorted(given - there) if there else ():
+        message = f"no workload of service {policy.service} is of version {version}: {outcome}"
+        yield Finding("NM0604", ref, ("spec", "versions", version), message, f"there are: {', '.join(sorted(there))}")
 
 
 def _of_requests(policy: TrafficPolicy) -> list[str]:

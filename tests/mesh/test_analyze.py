@@ -198,6 +198,8 @@ CASES: list[tuple[str, Inventory]] = [
     ("NM0601", replace(WORLD, traffic=(traffic(service_name="wbe"),))),
     ("NM0602", replace(WORLD, traffic=(traffic("a", created=1), traffic("b", created=2)))),
     ("NM0603", replace(with_routes(protocol="tcp"), traffic=(traffic(retries=RetryPolicy()),))),
+    ("NM0604", replace(WORLD, traffic=(traffic(versions={"latest": 90, "v2": 10}),))),
+    ("NM0604", replace(WORLD, traffic=(traffic(versions={"latest": 0, "v2": 10}),))),
     ("NM0103", replace(WORLD, request_auths=(tokens(namespace="gone"),))),
     ("NM0701", replace(WORLD, request_auths=(tokens(app="wbe"),))),
     ("NM0701", replace(WORLD, request_auths=(tokens(app="wbe", namespace="nodemesh-system"),))),
@@ -221,6 +223,11 @@ def test_what_is_right_gives_no_finding() -> None:
     assert found(with_routes(routed(*several, headers))) == []
     assert found(with_routes(routed(moved, port=81), routed(to(), name="every", created=1))) == []
     assert found(replace(with_routes(), traffic=(traffic(retries=RetryPolicy()),))) == []
+    split = (traffic(versions={"latest": 9, "v2": 1, "v3": 0}),)
+    newer = replace(pods("web-2"), labels={"app": "web", "app.kubernetes.io/version": "v2", "version": "v3"})
+    assert found(replace(with_pods(newer), traffic=split)) == []
+    assert found(replace(WORLD, services=(replace(service(), selector=None),), traffic=split)) == []
+    assert found(replace(WORLD, pods=(), services=(service(),), complete=False, traffic=split)) == []
 
 
 @pytest.mark.parametrize(("code", "inventory"), CASES)
@@ -281,6 +288,14 @@ def test_http_clauses_are_right_where_requests_are_seen(
     operation: Operation, action: Action, protocols: tuple[str, ...]
 ) -> None:
     assert found(over_tcp(rule(None, operation), action, *protocols)) == []
+
+
+def test_where_no_named_version_has_a_workload_it_is_said_what_becomes_of_requests() -> None:
+    (some,) = analyze(replace(WORLD, traffic=(traffic(versions={"latest": 90, "v2": 10}),)))
+    assert (some.path, some.remedy) == (("spec", "versions", "v2"), "there are: latest")
+    assert "goes to the others" in some.message
+    (none,) = analyze(replace(WORLD, traffic=(traffic(versions={"v2": 10}),)))
+    assert "answered 503" in none.message
 
 
 def test_a_finding_names_the_place() -> None:

@@ -95,6 +95,7 @@ class Pod:
     capture: Capture | None = None
     log: Path | None = None
     answers: dict[str, Any] = field(default_factory=dict)
+    version: str = "v1"
 
     @property
     def uid(self) -> str:
@@ -181,7 +182,7 @@ class Lab:
     def workload(self, pod: Pod) -> Workload:
         return Workload(
             pod.uid, pod.name, pod.namespace, pod.name, pod.netns, (pod.address, pod.address6), pod.link is not None,
-            pod.name, "v1",
+            pod.name, pod.version,
         )  # fmt: skip
 
     async def enrol(self, pod: Pod, *, certificate: bool = True, hold_seconds: float = 5.0) -> None:
