@@ -57,6 +57,8 @@ class Http2Client(Http2):
     def on_ready(self) -> None:
         """See `mesh.h2.connection.Owner`. Some backends take one stream too many for the end of all."""
         self._keeper.streams = self.connection.peer_max_streams
+        if not self.connection.peer_max_streams:  # of no use to another request, and each would leave one behind
+            self.close()
 
     @property
     def room(self) -> bool:
@@ -119,7 +121,7 @@ class Http2Client(Http2):
         self._idle = 0 if connection.streams else self._idle + 1
         self._silent = 0 if self.heard else self._silent + 1
         self.heard = False
-        if self._idle > _IDLE_TICKS:
+        if self._idle > _IDLE_TICKS or (self._idle and not connection.peer_max_streams):
             self.close()
         elif self._silent > _DEAD_TICKS and connection.streams:
             self.lost("the backend does not answer")

@@ -47,7 +47,9 @@ _MOST, _MOST_PATH = 1024, 4096
 memory, and a byte may take six there.
 """
 _LONG, _MANY = 256, 512
-_MAX_STATUS = 16
+_GRPC = {b"%d" % status: str(status) for status in range(17)}
+_UNKNOWN = "2"
+"""What a status is that gRPC does not have, as to its clients: of a server's own, there could be any number of series."""
 _SERVED = ("-", "DI", "URX")
 """Flags with which a backend's answer is passed on."""
 
@@ -67,7 +69,7 @@ def grpc_status(exchange: Exchange) -> str | None:
     status = exchange.grpc_status
     if status is None and exchange.response is not None:
         status = exchange.response.header(b"grpc-status")
-    return status.decode("latin-1") if status is not None and status.isdigit() and len(status) <= _MAX_STATUS else ""
+    return _GRPC.get(status, _UNKNOWN) if status is not None else ""
 
 
 def json_line(

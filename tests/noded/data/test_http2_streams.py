@@ -133,12 +133,13 @@ class Client(Side):
 
     streams = MAX_STREAMS
 
-    def __init__(self) -> None:
+    def __init__(self, *, greeted: bool = True) -> None:
         super().__init__()
         self.gone = 0
         self.end = self.client = Http2Client(cast(Any, self.engine), Budget(), self)
         self.client.transport = cast(Any, self.wire)
-        self.feed(frames.settings({}))
+        if greeted:
+            self.feed(frames.settings({}))
         self.take()
 
     def gone2(self, connection: Http2Client) -> None:
@@ -447,6 +448,30 @@ def test_a_backends_connection_that_nobody_uses_is_closed_in_a_minute() -> None:
     assert client.kinds() == [frames.GOAWAY]
     assert client.wire.closed
     assert client.gone == 1
+
+
+def test_a_backends_connection_that_takes_no_requests_is_closed_after_the_one_that_opened_it() -> None:
+    """Not kept for a minute each, however many requests come."""
+    client = Client(greeted=False)
+    exchange, _ = client.call()
+    client.feed(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 0}))
+    assert not client.client.room
+    gone = [client.gone]
+    client.feed(frames.headers(1, OK, True))
+    assert exchange.names()[-1] == "on_response_end"
+    assert [*gone, client.gone] == [0, 1]
+
+
+def test_a_backends_connection_that_takes_no_more_requests_is_closed_when_it_is_idle() -> None:
+    client = Client()
+    client.call()
+    client.feed(frames.settings({Setting.MAX_CONCURRENT_STREAMS: 0}))
+    client.client.tick()
+    gone = [client.gone]
+    client.feed(frames.headers(1, OK, True))
+    client.client.tick()
+    client.take()
+    assert [*gone, client.gone] == [0, 1]
 
 
 def test_a_silent_backend_is_asked_less_often_than_grpc_servers_mind() -> None:

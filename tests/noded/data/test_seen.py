@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 
+from mesh.message import Request
 from mesh.model import Action, Operation, Policy, Rule
 from mesh.request_counts import RequestReport
 from mesh.traffic import Backend, Parent, PathEdit, Rewrite, Route, RouteRule
 from noded import link as messages
 from noded.control import request_metrics
 from noded.control.request_telemetry import RequestTelemetry
+from noded.data.http.log_line import grpc_status
 from tests.noded.data.lab import Lab, Pod, lab, server
 from tests.noded.data.test_http import GET, Web, asked, logged, service
 from tests.noded.data.test_http2 import called, grpc_server
@@ -100,6 +104,13 @@ async def test_a_grpc_request_is_counted_with_its_status(pair: tuple[Lab, Pod, P
             await asked(client, request)
     (report,) = await counted(made, client, 1)
     assert (report.key.protocol, report.key.code, report.key.grpc) == ("grpc", 200, "7")
+
+
+def test_a_status_that_grpc_does_not_have_is_unknown() -> None:
+    said = [b"0", b"16", b"17", b"00", b"1 ", b"", b"123456789"]
+    request = Request(b"POST", b"web", b"/", [(b"content-type", b"application/grpc")])
+    exchanges: Any = [SimpleNamespace(request=request, grpc_status=status, response=None) for status in said]
+    assert [grpc_status(exchange) for exchange in exchanges] == ["0", "16", "2", "2", "2", "2", "2"]
 
 
 async def test_a_request_s_line_has_the_keys_of_istio_s_log(pair: tuple[Lab, Pod, Pod]) -> None:
