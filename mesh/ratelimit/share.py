@@ -17,6 +17,8 @@ PERIOD = 0.1
 """Seconds between a busy consumer's reports."""
 
 SILENCE = 2.0
+_LINGER = 0.02
+"""Seconds for which a consumer that has few requests keeps a token that none of them took."""
 _SMOOTHING = 1.0
 
 
@@ -57,6 +59,7 @@ class Share:
         "_outstanding",
         "_plenty",
         "_rate",
+        "_reserve",
         "_silent_at",
         "_since",
         "_target",
@@ -70,6 +73,8 @@ class Share:
     def __init__(self, limit: RateLimit, now: float, consumers: int = 1) -> None:
         """`consumers`: how many there are thought to be, until the first grant says so."""
         self._limit = limit
+        self._reserve = int(min(limit.burst or limit.requests, limit.requests / limit.seconds) / 4)
+        """What all consumers together hold against the unforeseen."""
         self.consumers = consumers
         self.stock = 0
         """Tokens in hand."""
@@ -135,6 +140,7 @@ class Share:
         coming = self.stock + self._outstanding  # what is outstanding, nobody needs to be told again
         if coming < self._missed + self._waiting or coming * 2 < self._target:
             self.hurry(now)
+        self._linger(now)
 
     def available(self, now: float) -> int:
         """Tokens in hand, with those of its own making where nothing was heard for long."""
@@ -158,6 +164,28 @@ class Share:
         """So many tokens are wanted by consumers of its own."""
         if self.stock + self._outstanding < pending:
             self.hurry(now)
+        elif self._outstanding > pending:
+            self._correct(now)
+        elif not pending:
+            self._linger(now)
+
+    def give_up(self, now: float) -> None:
+        """A request that was held waits no more: the token that was asked for it would be missing elsewhere."""
+        if self._waiting:
+            self._waiting -= 1
+        elif self._missed:
+            self._missed -= 1
+        self._correct(now)
+
+    def _correct(self, now: float) -> None:
+        """Say soon that less is wanted."""
+        if not self._target and not self._asked:
+            self.due = min(self.due, now)
+
+    def _linger(self, now: float) -> None:
+        """Without a use for the tokens in hand, give them back soon: they may be all that there are."""
+        if self.stock > 0 and not self._target and self._alone is None:
+            self.due = min(self.due, now + _LINGER)
 
     def hurry(self, now: float) -> None:
         """More is wanted than there is: the next report is due at once, if that can change anything."""
@@ -179,10 +207,10 @@ class Share:
         return self._alone is not None
 
     def _report(self, rate: float, now: float) -> Report:
-        limit = self._limit  # for two periods; and consumers hold a quarter of what is saved up against the unforeseen
-        target = int(rate * 2 * PERIOD) + (limit.burst or limit.requests) // (4 * self.consumers)
+        # For two periods, and where there is plenty against the unforeseen.
+        target = int(rate * 2 * PERIOD) + (self._reserve // self.consumers if self._plenty else 0)
         self._target = target
-        returned = max(self.stock - 2 * target, 0)
+        returned = max(self.stock - target - (target + 3) // 4, 0) if self._alone is None else 0
         self.stock -= returned
         wanted = max(target + self._missed + self._waiting - self.stock, 0)
         self._outstanding = wanted

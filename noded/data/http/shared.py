@@ -88,6 +88,10 @@ class SharedTokens:
     def _expired(self, held: _Held) -> None:
         if held in self._held:
             self._held.remove(held)
+            if self.share is not None:
+                self.share.give_up(now := time.monotonic())
+                if self.share.due <= now:
+                    self._all.wake()
             held.go(False)
 
 
