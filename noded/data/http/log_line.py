@@ -49,7 +49,8 @@ memory, and a byte may take six there.
 _LONG, _MANY = 256, 512
 _GRPC = {b"%d" % status: str(status) for status in range(17)}
 _UNKNOWN = "2"
-"""What a status is that gRPC does not have, as to its clients: of a server's own, there could be any number of series."""
+"""What a status is that gRPC does not have, as to its clients: of a server's own there could be any number of series.
+"""
 _SERVED = ("-", "DI", "URX")
 """Flags with which a backend's answer is passed on."""
 
