@@ -87,7 +87,7 @@ def _does(rule: RouteRule) -> Iterable[str]:
         if rule.rewrite.path_edit is not PathEdit.KEEP:
             yield f"rewrites the path ({rule.rewrite.path_edit.value} {rule.rewrite.path})"
     for mirror in rule.mirrors:
-        yield f"mirrors {mirror.share / 100:g} % to {mirror.backend.service}:{mirror.backend.port}"
+        yield f"mirrors {mirror.share / 100:g}% to {mirror.backend.service}:{mirror.backend.port}"
     if not rule.backends and rule.redirect is None:
         yield "sends on to the service itself"
 

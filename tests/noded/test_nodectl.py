@@ -311,7 +311,7 @@ def test_why_an_open_connection_goes_where_it_does(nodectl: Nodectl) -> None:
     what = {**CONNECTION, "id": "0-7", "kind": "connection"}
     nodectl.api.answers["GET /why/0-7"] = {**EXPLAINED, "what": what, "verdict": None, "target": target, "notes": []}
     out = nodectl("why", "0-7").out
-    assert "service shop/api, 2 endpoints, goes through a tunnel: the workload is in the mesh" in out
+    assert "a connection to service shop/api (2 endpoints) goes through a tunnel: the workload is in the mesh" in out
     assert "State:" in out
 
 

@@ -79,7 +79,9 @@ def _pairs(what: Row) -> list[tuple[str, str]]:
 
 
 def _target(target: dict[str, Any]) -> str:
-    where = f"service {target['service']}, {target['endpoints']} endpoints" if target["service"] else target["workload"]
+    number = target["endpoints"]
+    endpoints = f"{number} endpoint{'' if number == 1 else 's'}"
+    where = f"service {target['service']} ({endpoints})" if target["service"] else target["workload"]
     done = {
         "tunnel": "goes through a tunnel",
         "plaintext": "goes in plaintext",
@@ -87,4 +89,4 @@ def _target(target: dict[str, Any]) -> str:
         "refuse": "is reset",
     }
     flags = f" ({target['flags']})" if target["flags"] != "-" else ""
-    return f"its destination{f' is {where},' if where else ''} {done[target['kind']]}: {target['reason']}{flags}"
+    return f"a connection {f'to {where}' if where else 'there'} {done[target['kind']]}: {target['reason']}{flags}"
