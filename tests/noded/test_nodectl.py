@@ -273,7 +273,14 @@ DENIED = {
     ],
     "flips": [{"changes": [FLIP], "allowed": True, "policy": "", "rule": -1}],
 }
-EXPLAINED = {"what": FAILED, "verdict": DENIED, "route": None, "target": None, "notes": ["something changed"]}
+EXPLAINED = {
+    "what": FAILED,
+    "verdict": DENIED,
+    "route": None,
+    "target": None,
+    "versions": [],
+    "notes": ["something changed"],
+}
 
 
 def test_what_was_denied_or_failed_is_listed(nodectl: Nodectl) -> None:
