@@ -1,7 +1,8 @@
 """What the ports of endpoints speak, by their address: for the node that a connection arrives at.
 
 Immutable, each made from the one before by a delta. Addresses of one service share what is kept of it, so that an
-endpoint costs one place in a dict.
+endpoint costs one place in a dict. Only services of a workload's own namespace count: whoever may write slices of
+endpoints can put any pod behind a service of theirs, and would decide whether its policies get to see requests.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def _add(at: dict[str, tuple[_Served, ...]], service: Service) -> None:
         return
     shared: dict[tuple[int, ...], tuple[_Served, ...]] = {}
     for endpoint in service.endpoints:
+        if endpoint.workload.partition("/")[0] != service.namespace:
+            continue
         if (mine := shared.get(endpoint.ports)) is None:
             protocols: dict[int, str] = {}
             for target, name in zip(endpoint.ports, declared, strict=False):

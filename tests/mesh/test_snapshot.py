@@ -292,3 +292,15 @@ def test_a_target_port_speaks_what_a_service_declares_for_it() -> None:
     later = snapshot.apply(delta(replace(declared, endpoints=ends)))
     assert later.protocol_at("10.77.0.1", 8080) == "http"
     assert later.apply(delta(removed=("s:shop/b",), base=2)).protocol_at("10.77.0.1", 8080) == ""
+
+
+def test_what_a_workload_s_port_speaks_is_not_for_another_namespace_to_say() -> None:
+    """Else it could be opaque there, and what the workload's policies say of requests never asked."""
+    ends = (Endpoint("10.77.0.1", "shop/a", (8080,)),)
+    other = replace(service("a", ports=(443,)), namespace="evil", endpoints=ends)
+    snapshot = Snapshot.empty().apply(full(other))
+    assert snapshot.protocol_at("10.77.0.1", 8080) == ""
+    assert snapshot.served_by("10.77.0.1", 8080) is None
+    both = snapshot.apply(delta(replace(service("b", ports=(80,)), endpoints=ends)))
+    assert both.protocol_at("10.77.0.1", 8080) == "http"
+    assert both.apply(delta(removed=("s:evil/a",), base=2)).protocol_at("10.77.0.1", 8080) == "http"
