@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from collections.abc import Callable
@@ -141,13 +142,13 @@ def _bool(value: object) -> bool:
 
 def _level(value: object) -> str:
     if value not in LEVELS:
-        raise _Wrong("is not a log level", f"use one of {', '.join(LEVELS)}")
+        raise _Wrong("must be a log level", f"use one of {', '.join(LEVELS)}")
     return str(value)
 
 
 def _url(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/]+(/\S*)?", value):
-        raise _Wrong("must be a URL", "for example http://collector:4318/v1/traces")
+        raise _Wrong("must be an http or https URL", "for example http://collector:4318/v1/traces")
     return value
 
 
@@ -160,7 +161,7 @@ def _percent(value: object) -> float:
 def _choice(*known: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in known:
-            raise _Wrong("is not a known value", f"use {' or '.join(known)}")
+            raise _Wrong(f"must be {' or '.join(known)}", "write one of them")
         return str(value)
 
     return read
@@ -291,7 +292,9 @@ class _Reading:
                     into[key] = True
             elif key not in keys:
                 known = sorted(keys) if parent else sorted([*keys, *_GROUPS])
-                self._wrong(line, f"unknown key {name!r}", f"known keys: {', '.join(known)}")
+                near = [one for one in known if one.lower() == key.lower()] or difflib.get_close_matches(key, known, 1)
+                remedy = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+                self._wrong(line, f"unknown key {name!r}", remedy)
             else:
                 self._value(name, value_node, keys[key], into)
 

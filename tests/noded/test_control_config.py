@@ -34,7 +34,9 @@ def test_a_minimal_file_gets_the_documented_defaults() -> None:
         ("accessLog: 'yes'", "accessLog: must be true or false"),
         ("keyDir: keys", "keyDir: must be an absolute path"),
         ("readyAddress: localhost:80", "readyAddress: must be an IP address with a port"),
-        ("logLevel: loud", "logLevel: is not a log level"),
+        ("logLevel: loud", "logLevel: must be a log level, not 'loud'"),
+        ("accessLogFormat: txt", "accessLogFormat: must be json or text, not 'txt'"),
+        ("tracing: {endpoint: 'grpc://c:4317'}", "tracing.endpoint: must be an http or https URL"),
         ("node: node-b", "node is given twice"),
         ("runDir: !!python/object:os.system {}", "runDir: tag not allowed"),
         ("controller: {}", "controller is given twice"),
@@ -49,6 +51,21 @@ def test_a_wrong_line_is_named_with_its_text_and_a_remedy(bad_line: str, says: s
     assert (problem.line, problem.text) == (5, bad_line)
     assert problem.remedy
     assert "noded.yaml:5: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad_line", "remedy"),
+    [
+        ("worker: 2", "did you mean workers?"),
+        ("requestIDs: true", "did you mean requestIds?"),
+        ("tracing: {smapling: 1}", "did you mean sampling?"),
+        ("colour: red", "known keys: accessLog, "),
+    ],
+)
+def test_a_key_that_is_nearly_right_is_named(bad_line: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("noded.yaml", GOOD + bad_line + "\n")
+    assert caught.value.problems[0].remedy.startswith(remedy)
 
 
 def test_all_problems_of_a_file_are_reported_at_once() -> None:
