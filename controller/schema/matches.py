@@ -17,6 +17,8 @@ from mesh.route.pattern import check_pattern
 
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,256}\Z")
 _PATH = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+\Z")
+_GRPC_SERVICE = re.compile(r"(?i)\.?[a-z_][a-z_0-9]*(\.[a-z_][a-z_0-9]*)*\Z")
+_GRPC_METHOD = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _AMBIGUOUS = ("//", "/./", "/../", "%2f", "%2F", "#")
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
@@ -164,3 +166,41 @@ def refused(what: str, remedy: str) -> Callable[[Any], Any]:
         return value
 
     return refuse
+
+
+class GrpcMethod(Strict):
+    """A gRPC method."""
+
+    type: Literal["Exact", "RegularExpression"] | None = None
+    """Exact where it is left out."""
+    service: Annotated[str, AfterValidator(text(1024))] | None = None
+    """Such as `shop.v1.Cart`; any where it is left out."""
+    method: Annotated[str, AfterValidator(text(1024))] | None = None
+    """Such as `Add`; any where it is left out."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> GrpcMethod:
+        if self.service is None and self.method is None:
+            raise wrong("neither 'service' nor 'method'", "add one, or remove it to match all")
+        if self.type == "RegularExpression":
+            for value in (self.service, self.method):
+                regular_expression(value or "")
+        elif self.service and not _GRPC_SERVICE.match(self.service):
+            raise wrong(f"{self.service!r} is not a gRPC service", "write it as shop.v1.Cart")
+        elif self.method and not _GRPC_METHOD.match(self.method):
+            raise wrong(f"{self.method!r} is not a gRPC method", "write it as Add")
+        return self
+
+
+class GrpcMatch(Strict):
+    """All that is stated must match."""
+
+    method: GrpcMethod | None = None
+    """The method."""
+    headers: Annotated[list[HeaderMatch], Field(max_length=16)] | None = None
+    """All of these headers."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> GrpcMatch:
+        once((header.name.lower() for header in self.headers or ()), "header")
+        return self
