@@ -63,7 +63,7 @@ def believe(
     rules = TokenRules.of(own, **where)
     if rules is None or is_preflight(request):
         return Believed((), None, None)
-    rules.clean(request)
+    rules.clean(request.headers)
     tried: list[Tried] = []
     for one, prepared in zip(_tried(own, token, now), rules.rules, strict=True):
         tried.append(one)

@@ -96,7 +96,7 @@ class TokenRules:
 
     rules: tuple[TokenRule, ...]
     made: frozenset[bytes]
-    """Headers that come from tokens only: what a client says in them is dropped."""
+    """Headers that come from tokens only: what a client says in them is dropped. As `same` has their names."""
 
     @classmethod
     def of(
@@ -113,12 +113,17 @@ class TokenRules:
             return None
         made = {rule.payload_header for rule in rules if rule.payload_header}
         made.update(header for rule in rules for header, _path in rule.claim_headers)
-        return cls(rules, frozenset(made))
+        return cls(rules, frozenset(map(same, made)))
 
-    def clean(self, request: Request) -> None:
-        """Drop what only we may say."""
+    def clean(self, headers: Headers) -> None:
+        """Drop what only we may say, of a request's headers or trailers."""
         if self.made:
-            request.headers[:] = [(name, value) for name, value in request.headers if name not in self.made]
+            headers[:] = [pair for pair in headers if same(pair[0]) not in self.made]
+
+
+def same(name: bytes) -> bytes:
+    """One name for headers that are one to programs which get them as variables (CGI, WSGI): `x_sub` and `x-sub`."""
+    return name.replace(b"_", b"-")
 
 
 def is_preflight(request: Request) -> bool:

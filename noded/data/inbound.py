@@ -193,12 +193,13 @@ class InboundStream(StreamRelay):
 
     def _see(self) -> None:
         assert self._pending is not None
-        found = speaks(bytes(self._pending[:FIRST_BYTES]))
-        if found and found != OPAQUE:
+        found, http, flow = speaks(bytes(self._pending[:FIRST_BYTES])), self._inbound.http, self.flow
+        # where HTTP is declared, a server may take for a request what does not look like one to us
+        if found and (found != OPAQUE or http.node.snapshot.protocol_at(flow.target, flow.target_port)):
             self._looking = False
             self.closed = True  # as a relay; its flow goes on
             first, self._pending = bytes(self._pending), None
-            session = self._inbound.http.inbound(self._local, self.flow, http2=found == HTTP2)
+            session = http.inbound(self._local, flow, http2=found == HTTP2)
             session.within(self, self.tunnel, first)
         elif found:
             self._seen_opaque()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mesh.message import Headers, Request, Response
 from mesh.model import ExtAuthz
+from mesh.request_auth import same
 from noded.data.http.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ class Asking:
         request = self._exchange.request
         given = [(n, v) for n, v in answer.headers if n not in _OURS]
         put = [(n, v) for n, v in given if matches(provider.upstream_on_allow, n)]
-        names = {name for name, _value in put}
-        request.headers[:] = [pair for pair in request.headers if pair[0] not in names] + put
+        names = {same(name) for name, _value in put}
+        request.headers[:] = [pair for pair in request.headers if same(pair[0]) not in names] + put
         self.add_to_answer += [(n, v) for n, v in given if matches(provider.downstream_on_allow, n)]
 
 

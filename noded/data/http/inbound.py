@@ -182,6 +182,12 @@ class InboundExchange(Exchange):
         else:
             self.send(call)
 
+    def on_end(self, trailers: Headers) -> None:
+        """See `Exchange`."""
+        if trailers and (rules := self.session.local.token_rules) is not None:
+            rules.clean(trailers)
+        super().on_end(trailers)
+
     def on_failed(self, reason: str, flags: str, call: Call) -> None:
         """See `Exchange`. If the workload closed its connection just when it was used again, there is a new one."""
         if call is self.call and call.carried > 1 and not self.again and self._may_go_again(call):

@@ -78,17 +78,20 @@ class HttpProxy:
         return InboundSession(self, local, flow, http2=http2)
 
     def look(self, local: LocalWorkload, flow: Flow, client: socket.socket, opaque: Opaque) -> None:
-        """Read a connection in plaintext to a local workload as HTTP; if it is something else, hand it to `opaque`."""
+        """Read a connection in plaintext to a local workload as HTTP; if it is something else, hand it to `opaque`.
+
+        Not where the port is declared to be HTTP: a server may take for a request what does not look like one to us.
+        """
+        declared = self.node.snapshot.protocol_at(flow.target, flow.target_port)
 
         def detected(speaks: str) -> None:
             if flow.finished:
                 return
-            if speaks != OPAQUE:
+            if speaks != OPAQUE or declared:
                 self.inbound(local, flow, http2=speaks == HTTP2).over(client)
             else:
                 opaque(local, flow, client)
 
-        declared = self.node.snapshot.protocol_at(flow.target, flow.target_port)
         Detection(self.node.engine, self.timers, flow, client, detected, bounded=not declared)
 
     def reads(self, local: LocalWorkload, address: str, port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -160,7 +161,10 @@ async def test_tokens_come_from_where_the_rule_says_and_go_where_it_says(pair: t
             ):
                 assert (await asked(client, asking)).startswith(b"HTTP/1.1 200 ")
             assert len(questions) == 1
-            assert (await asked(client, get(b"X-Sub: root"))).startswith(b"HTTP/1.1 200 ")
+            assert (await asked(client, get(b"X-Sub: root", b"X_Sub: root"))).startswith(b"HTTP/1.1 200 ")
+            chunked = get(b"Transfer-Encoding: chunked") + b"0\r\nX-Sub: root\r\nx_sub: root\r\nx-other: o\r\n\r\n"
+            assert (await asked(client, chunked)).startswith(b"HTTP/1.1 200 ")
+            assert (await asked(client, get())).startswith(b"HTTP/1.1 200 ")
     for head in web.heads[:3]:
         lines = head.split(b"\r\n")
         assert value not in head
@@ -168,7 +172,8 @@ async def test_tokens_come_from_where_the_rule_says_and_go_where_it_says(pair: t
         assert b"x-payload: " + value.split(b".")[1] in lines
     assert web.heads[1].startswith(b"GET /a?x=1&y ")
     assert b"cookie: a=b; c=d" in web.heads[2].split(b"\r\n")
-    assert b"x-sub" not in web.heads[3]
+    assert b"sub" not in web.heads[3]
+    assert web.heads[5].startswith(b"0\r\nx-other: o"), "which `Web` takes for the head after the body"
 
 
 async def test_where_nobody_checks_a_token_the_request_is_refused_in_time(pair: tuple[Lab, Pod, Pod]) -> None:
@@ -193,6 +198,35 @@ async def test_without_an_issuers_keys_its_tokens_are_refused(pair: tuple[Lab, P
     assert answer.endswith(b"\r\n\r\nJwks remote fetch is failed\n")
     assert (await logged(pod))[-1]["reason"] == "Jwks remote fetch is failed: no answer"
     assert web.heads == []
+
+
+@pytest.mark.parametrize("enrolled", [True, False], ids=["in a tunnel", "in plaintext"])
+@pytest.mark.parametrize("odd", [b"\r\nGET", b"get", b" GET"])
+async def test_at_a_port_that_declares_http_nothing_goes_past_the_check_for_being_written_oddly(
+    pair: tuple[Lab, Pod, Pod], odd: bytes, enrolled: bool
+) -> None:
+    """Many servers take these for requests, and this one believes `x-sub`."""
+    made, client, pod = pair
+    if not enrolled:
+        client = made.pod("outside")
+    made.request_auths = (auth(JwtRule(ISSUER, key_set(KEY), output_claim_to_headers=(("x-sub", "sub"),))),)
+    await made.publish()
+    arrived: list[bytes] = []
+
+    def careless(connection: socket.socket) -> None:
+        arrived.append(connection.recv(65536))
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    request = get(b"x-sub: root").replace(b"GET", odd, 1)
+    with server(pod, 8080, careless), client.connect(pod.address, 8080) as sock:
+        sock.sendall(request)
+        answer = await trio.to_thread.run_sync(sock.recv, 65536)
+    if odd == b"\r\nGET":  # as RFC 9112 section 2.2 wants it
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"x-sub" not in arrived[0]
+    else:
+        assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+        assert arrived == []
 
 
 async def test_an_audience_that_is_not_allowed_is_403(pair: tuple[Lab, Pod, Pod]) -> None:
@@ -224,7 +258,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.tokens = Tokens(cast(Any, self), cast(Any, self))
-        self.rule = TokenRules.of([auth()], namespace="shop", labels={}, root_namespace="").rules[0]  # type: ignore[union-attr]
+        self.rule = TokenRules.of([auth()], namespace="shop", labels={}, root_namespace="").rules[0]  # type: ignore[union-attr]  # one applies
 
     def wake(self, event: trio.Event) -> None:
         event.set()
