@@ -261,6 +261,10 @@ def _texts(values: tuple[str, ...], what: str) -> Iterator[str]:
             yield value.replace("{**}", "x").replace("{*}", "x")
         elif value == "*":
             yield _ANY[what]
+        elif what == "host" and value.startswith("*."):
+            yield "any" + value[1:]  # nobody can ask for what begins with a dot, or ends with a colon
+        elif what == "host" and value.endswith(":*"):
+            yield value[:-1] + "80"
         elif value.startswith("*"):
             yield ("/x" if what == "path" and not value.startswith("*/") else "") + value[1:]
         elif value.endswith("*"):

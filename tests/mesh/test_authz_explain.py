@@ -180,6 +180,11 @@ def test_a_path_that_is_not_allowed_is_named_with_what_would_be() -> None:
     assert told(one, get("/admin/x", method="PUT")) == [{("path", "/public"), ("method", "GET")}]
 
 
+def test_a_host_that_is_named_can_be_asked_for() -> None:
+    for pattern, named in (("*.shop", "any.shop"), ("api:*", "api:80"), ("api*", "api")):
+        assert told(authorizer(policy(to(hosts=(pattern,)))), get()) == [{("host", named)}]
+
+
 def test_of_several_ways_the_one_with_fewest_changes_is_named() -> None:
     far = Rule((Source(namespaces=("other",)),), (Operation(paths=("/b",), methods=("PUT",)),))
     near = to(paths=("/a",), methods=("GET", "HEAD"))
