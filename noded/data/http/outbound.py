@@ -120,7 +120,7 @@ class OutboundExchange(Exchange):
         if not self.done:
             assert self.destination is not None
             self.destination.budget.request(self.started)
-            self._try()
+            self.try_once()
 
     def _routed(self, matched: Matched) -> bool:
         """Do what the rule says; False if the request is answered by that."""
@@ -172,6 +172,11 @@ class OutboundExchange(Exchange):
             self.copies += (copy,)
             copy.begin()
 
+    @property
+    def held(self) -> int:
+        """See `Exchange`."""
+        return super().held + sum([copy.held for copy in self.copies])
+
     def on_body(self, data: bytes) -> None:
         """See `Exchange`."""
         for copy in self.copies:
@@ -198,7 +203,8 @@ class OutboundExchange(Exchange):
 
     # -- tries --------------------------------------------------------------------------------------------------------
 
-    def _try(self) -> None:
+    def try_once(self) -> None:
+        """Send it to an endpoint, once more if it was sent before."""
         if self.done:
             return
         destination = self.destination
@@ -229,8 +235,6 @@ class OutboundExchange(Exchange):
         if self.limits.try_timeout:
             self.try_timer = self.proxy.timers.after(self.limits.try_timeout, self._try_expired)
         self.send(call)
-
-    try_again = _try
 
     def _wait(self, host: Host) -> None:
         """For a connection, with no try under way meanwhile, if the circuit breaker lets it."""
@@ -298,7 +302,7 @@ class OutboundExchange(Exchange):
             self.tried += (self.host,)
         wait = retry.backoff(policy, self.attempt, random.random()) if self.limits is not _STALE else 0.0
         self.attempt += 1
-        self.proxy.timers.after(wait, self._try)
+        self.proxy.timers.after(wait, self.try_once)
         return True
 
     def on_response(self, response: Response) -> None:
