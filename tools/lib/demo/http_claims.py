@@ -76,20 +76,28 @@ def asked(story: Story, shop: Shop) -> None:
 
 def shared(story: Story, shop: Shop) -> None:
     """A canary: shares by weight, and a header for those who want it."""
-    story.chapter("A canary", "api-v2 is the API's next version. One request in ten shall go there:")
+    story.chapter(
+        "A canary",
+        "api-v2 is the API's next version, and labelled as such. One request in ten shall go there; versions is all it "
+        "takes:",
+    )
     _apply(story, "canary.yaml")
-    chosen = story.show(shop.web, *_CURL, "-H", "X-Version: v2", "http://api/version")
-    story.check('"v2"' in chosen.stdout, "who asks for v2 gets v2")
     answers = story.show(shop.web, *_CURL, f"http://api/version?[1-{_REQUESTS}]", quiet=True).stdout
     counts = Counter(re.findall(r'"version": "(\w+)"', answers))
-    story.evidence(f"of {counts.total()} others, v1 answered {counts['v1']} and v2 {counts['v2']}")
+    story.evidence(f"of {counts.total()}, v1 answered {counts['v1']} and v2 {counts['v2']}")
     story.check(counts.total() == _REQUESTS, "every one was answered")
     story.check(4 < counts["v2"] < 76, "about one in ten by v2")  # six standard deviations
-    described = story.show(None, "describe", "httproute", "canary", "--namespace", "shop", quiet=True).stdout
+    endpoints = story.show(shop.node(shop.web), "nodectl", "endpoints", "--service", "shop/api").stdout
+    story.check(bool(re.search(r"shop/api-v2 +v2 +10%", endpoints)), "its node knows each endpoint's version and share")
+    story.tell("Those who want to try it now may ask for it, by a header:")
+    _apply(story, "preview.yaml")
+    chosen = story.show(shop.web, *_CURL, "-H", "X-Version: v2", "http://api/version")
+    story.check('"v2"' in chosen.stdout, "who asks for v2 gets v2")
+    described = story.show(None, "describe", "httproute", "preview", "--namespace", "shop", quiet=True).stdout
     for line in described.splitlines()[-2:]:
         story.evidence(line.strip())
     story.check(bool(re.search(r"shop/api +yes +yes", described)), "the route says that it was accepted")
-    story.show(None, "delete", "httproute", "canary", "--namespace", "shop")
+    story.show(None, "delete", "httproute", "preview", "--namespace", "shop")
 
 
 def budgeted(story: Story, shop: Shop) -> None:
