@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from demo import kube_claims
+from demo import kube_claims, kube_http_claims
 from demo.story import Telling, until
 from kubebed import cache, cluster, machine, product
 from kubebed.cluster import Cluster, without_proxies
@@ -62,9 +62,10 @@ class Demo(Telling):
         self.ran(f"meshctl {shlex.join(argv)}", done, quiet)
         return done
 
-    def fetch(self, pod: str, namespace: str = "shop", quiet: bool = False) -> str:
-        """The page of the orders, fetched in a pod; shown."""
-        return self.kubectl("-n", namespace, "exec", pod, "--", *self._wget(), quiet=quiet).stdout
+    def fetch(self, pod: str, namespace: str = "shop", path: str = "") -> str:
+        """The page of the orders, or another of their paths, fetched in a pod, or why there is none; shown."""
+        done = self.kubectl("-n", namespace, "exec", pod, "--", *self._wget(path))
+        return done.stdout + done.stderr
 
     def nodectl(self, node: str, *argv: str) -> subprocess.CompletedProcess[str]:
         """nodectl in noded's pod on a node, shown."""
@@ -72,10 +73,10 @@ class Demo(Telling):
 
     # The same without being shown, to check claims with.
 
-    def fetches(self, pod: str, namespace: str = "shop") -> bool:
-        """Whether a pod gets the orders."""
+    def fetches(self, pod: str, namespace: str = "shop", version: str = "") -> bool:
+        """Whether a pod gets the orders, of this version if one is given."""
         argv = self.bed.kubectl_command(["-n", namespace, "exec", pod, "--", *self._wget()])
-        return self.voucher in self._run(argv).stdout
+        return f"{self.voucher} {version}".strip() in self._run(argv).stdout
 
     def items(self, *argv: str) -> list[dict[str, Any]]:
         """A list of meshctl's; empty while it has none to give."""
@@ -125,6 +126,11 @@ class Demo(Telling):
 
     # Before the story.
 
+    def start(self, file: str) -> None:
+        """Create what is in a file of the shop."""
+        manifest = (_SHOP / file).read_text().replace("{image}", BUSYBOX).replace("{voucher}", self.voucher)
+        self.bed.kubectl("apply", "-f", "-", stdin=manifest)
+
     def open_shop(self) -> None:
         """Create the pods and wait until they are Ready. Raises `KubebedError`."""
         for namespace, accounts in (("shop", ("orders", "web", "intern", "default")), ("elsewhere", ("default",))):
@@ -133,9 +139,7 @@ class Demo(Telling):
                 self.bed.kubectl("-n", namespace, "create", "serviceaccount", account)
             for account in accounts:  # Pods are refused until their account's token is there.
                 until(partial(self._has_secret, namespace, account))
-        manifest = (_SHOP / "kube.yaml").read_text()
-        manifest = manifest.replace("{image}", BUSYBOX).replace("{voucher}", self.voucher)
-        self.bed.kubectl("apply", "-f", "-", stdin=manifest)
+        self.start("kube.yaml")
         for namespace in ("shop", "elsewhere"):
             self.bed.kubectl("-n", namespace, "wait", "--for=condition=Ready", "--timeout=90s", "pods", "--all")
 
@@ -144,8 +148,8 @@ class Demo(Telling):
         items = self.bed.get("-n", namespace, "serviceaccounts", name)["items"]
         return any(item.get("secrets") for item in items)
 
-    def _wget(self) -> list[str]:
-        return ["timeout", "5", "wget", "-q", "-O", "-", f"http://{self.orders()}/"]
+    def _wget(self, path: str = "") -> list[str]:
+        return ["timeout", "5", "wget", "-q", "-O", "-", f"http://{self.orders()}/{path}"]
 
     def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(argv, capture_output=True, text=True, timeout=300, env=self._environment)
@@ -179,7 +183,7 @@ def _tour(name: str, once: bool) -> list[str]:
             bed.load(Path(folder) / "nodemesh.tar")
         demo = Demo(bed)
         demo.open_shop()
-        for claim in kube_claims.CLAIMS:
+        for claim in (*kube_claims.CLAIMS, *kube_http_claims.CLAIMS, *kube_claims.LAST):
             claim(demo)
         up = not once
     finally:
