@@ -68,6 +68,6 @@ class Connections:
             exchange = self._waiting.popleft()
             self._circuit.pending.leave()
             if not exchange.done:
-                exchange.try_again()
+                exchange.try_once()
                 if not exchange.done or self._circuit.requests.count:
                     return  # else it was answered at once, and nobody is left who would wake the next
