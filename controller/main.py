@@ -17,7 +17,7 @@ from controller.listeners import ListenError
 from controller.store import StoreError
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     "path",

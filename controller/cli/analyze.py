@@ -11,6 +11,7 @@ import click
 from controller.cli import manifests
 from controller.cli.client import Client
 from controller.cli.cluster import ClusterClient
+from controller.cli.completion import namespaces
 from controller.cli.kinds import PLURALS
 from controller.cli.terminal import show
 from mesh.present.failure import Exit, Failure
@@ -61,7 +62,7 @@ _COLLECTIONS = (
 @click.command()
 @click.argument("files", nargs=-1, metavar="[FILE]…")
 @click.option("--live", is_flag=True, help="Look at what is there; files count as if they were applied.")
-@click.option("-n", "--namespace", help="Show findings on this one only.")
+@click.option("-n", "--namespace", shell_complete=namespaces, help="Show findings on this one only.")
 @click.option("--trust-domain", metavar="NAME", help="Of the mesh; without it and --live, principals' are not judged.")
 @output_options
 @click.pass_context

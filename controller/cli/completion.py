@@ -46,6 +46,12 @@ def identities(context: click.Context, parameter: click.Parameter, incomplete: s
     return sorted({identity for identity in found if identity.startswith(incomplete)})
 
 
+def namespaces(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Those of the known workloads and services."""
+    every = (*_items(context, "/v1/workloads"), *_items(context, "/v1/services"))
+    return sorted({name for one in every if (name := str(one.get("namespace"))).startswith(incomplete)})
+
+
 def service_ports(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """`namespace/name:port` of the services."""
     every = (

@@ -10,7 +10,7 @@ import click
 
 from controller.cli import columns
 from controller.cli.client import Client
-from controller.cli.completion import kinds, names
+from controller.cli.completion import kinds, names, namespaces
 from controller.cli.describing_traffic import PARENTS, VERSIONS, parent_rows, policy_holds
 from controller.cli.kinds import plural, singular
 from controller.cli.resources import split_kind
@@ -33,7 +33,7 @@ from mesh.present.units import age, stamp
 @click.command()
 @click.argument("kind", shell_complete=kinds)
 @click.argument("name", required=False, shell_complete=names)
-@click.option("-n", "--namespace", default="default", show_default=True)
+@click.option("-n", "--namespace", default="default", show_default=True, shell_complete=namespaces)
 @click.pass_obj
 def describe(client: Client, kind: str, name: str | None, namespace: str) -> None:
     """Show one resource or node, and what it has to do with."""

@@ -11,7 +11,7 @@ import click
 
 from controller.cli import columns
 from controller.cli.client import Client
-from controller.cli.completion import identities, service_ports
+from controller.cli.completion import identities, namespaces, service_ports
 from controller.cli.rotate import rotate
 from controller.cli.terminal import show, watch
 from mesh.present import columns as mesh_columns
@@ -26,7 +26,7 @@ from mesh.present.why import route_lines, verdict_lines, version_lines
 def within_namespace(command: Callable[..., None]) -> Callable[..., None]:
     """Add `--namespace`, and `--all-namespaces` for those whom kubectl taught to ask for all."""
 
-    @click.option("-n", "--namespace", help="Only this one.")
+    @click.option("-n", "--namespace", shell_complete=namespaces, help="Only this one.")
     @click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="All; the default.")
     @functools.wraps(command)
     def within(*args: Any, namespace: str | None, everywhere: bool, **options: Any) -> None:

@@ -8,7 +8,7 @@ import click
 
 from controller.cli import columns, manifests
 from controller.cli.client import Client
-from controller.cli.completion import kinds, names
+from controller.cli.completion import kinds, names, namespaces
 from controller.cli.kinds import PLURALS, plural, singular
 from controller.cli.terminal import show
 from mesh.present.failure import Failure, Rejected
@@ -49,7 +49,7 @@ def apply(client: Client, look: Look, files: tuple[str, ...], more: tuple[str, .
 @click.option("-f", "--filename", "files", type=_MANIFEST, multiple=True, help="Delete what these files name.")
 @click.argument("kind", required=False, shell_complete=kinds)
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=names)
-@click.option("-n", "--namespace", default="default", show_default=True)
+@click.option("-n", "--namespace", default="default", show_default=True, shell_complete=namespaces)
 @output_options
 @click.pass_obj
 def delete(
@@ -110,7 +110,7 @@ def _results(look: Look, answer: Any, note: str = "") -> None:
 @click.command()
 @click.argument("kind", shell_complete=kinds)
 @click.argument("name", required=False, shell_complete=names)
-@click.option("-n", "--namespace", help="Only this one.  [default: default]")
+@click.option("-n", "--namespace", shell_complete=namespaces, help="Only this one.  [default: default]")
 @click.option("-A", "--all-namespaces", "everywhere", is_flag=True)
 @click.option("-l", "--selector", metavar="KEY=VALUE,…", help="Only those with these labels.")
 @output_options

@@ -603,6 +603,7 @@ def test_bash_completes_kinds_and_names(meshctl: Meshctl, tmp_path: Path) -> Non
 
     assert complete("get", "auth") == ["authorizationpolicies"]
     assert complete("get", "-n", "shop", "ap", "w") == ["web"]
+    assert complete("get", "ap", "-n", "sh") == ["shop"]
     assert complete("node", "forget", "no") == ["node-b"]
     assert complete("policy", "") == ["check"]
     assert "shop/web:80" in complete("policy", "check", "--to", "shop/")
