@@ -15,7 +15,7 @@ import re
 _ALLOWED = bytes(set(range(33, 127)) - {ord("#")})
 _PLAIN = bytes(set(_ALLOWED) - set(b'%\\"<>^`{|}'))
 _ESCAPED = re.compile(rb"[\"<>^`{|}]")
-_SLASH = re.compile(rb"%(?:2[Ff]|5[Cc])")
+_SLASHES_ESCAPED = (b"%2f", b"%2F", b"%5c", b"%5C")
 _SLASHES = re.compile(rb"//+")
 _BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})|%00")
 _UNRESERVED = re.compile(rb"%(2[DdEe]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9AaEe])")
@@ -62,9 +62,15 @@ def _plain(path: bytes, decode: bool) -> bytes:
         if _BROKEN.search(path):
             raise ValueError("a broken escape in a path")
         if decode:
-            path = _SLASH.sub(b"/", path)
-        path = _UNRESERVED.sub(lambda match: bytes((int(match[1], 16),)), path)
-    return _ESCAPED.sub(lambda match: b"%%%02X" % match[0][0], path.replace(b"\\", b"/"))
+            for escape in _SLASHES_ESCAPED:
+                path = path.replace(escape, b"/")
+        # Each kind of escape at once, as a path may be nothing else. Every % begins an escape, before and after.
+        for digits in set(_UNRESERVED.findall(path)):
+            path = path.replace(b"%" + digits, bytes((int(digits, 16),)))
+    path = path.replace(b"\\", b"/")
+    for char in set(_ESCAPED.findall(path)):
+        path = path.replace(char, b"%%%02X" % char[0])
+    return path
 
 
 def _without_dots(path: bytes) -> bytes:
