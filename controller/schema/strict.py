@@ -88,6 +88,8 @@ def _problem(model: type[BaseModel], document: Document, at: Path, details: Erro
             remedy = "write it without quotes" if given.strip().lstrip("+-").isdigit() else "write a number"
         elif kind in ("list_type", "tuple_type"):
             remedy = "write one item a line, each after '- '"
+        elif _EXPECTED[kind] == "a mapping":
+            remedy = "write one 'key: value' a line"
         return document.problem(path, message.replace("the null None", "nothing"), remedy)
     return document.problem(path, details["msg"][0].lower() + details["msg"][1:])
 
