@@ -10,7 +10,6 @@ from typing import NamedTuple
 from mesh.http1.failure import BadMessage
 from mesh.message import Headers
 
-CONTROLS = bytes((*range(32), 127))
 NOT_CONTROLS = bytes((9, *range(32, 127), *range(128, 256)))
 """What may stand in a head between its line ends."""
 TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"

@@ -383,7 +383,7 @@ async def test_a_pod_that_is_gone_before_others_know_of_it_is_refused(
         await node.until(lambda: assigned(node), "Assign")
         cluster.remove(PODS, "web", "shop")
         cluster.put(PODS, pod("web", "10.77.0.5"))  # of the same name, and another
-        answer = await node.enrol(web("10.77.0.5", **{POD_UID: assigned(node).pods[0].pod}))  # type: ignore[union-attr]
+        answer = await node.enrol(web("10.77.0.5", **{POD_UID: assigned(node).pods[0].pod}))  # type: ignore[union-attr]  # it came
         assert isinstance(answer, Refused)
 
 

@@ -5,6 +5,7 @@ import struct
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -337,15 +338,15 @@ async def test_a_reconnecting_node_gets_only_what_changed(controller: Running) -
         last = node_a.updates[-1]
     async with connected(controller.port, two) as node_b:
         await node_b.enrol(db)
-    again = {"workloads": (web,), "epoch": last.epoch, "revision": last.revision}
-    async with connected(controller.port, one, **again) as node_a:  # type: ignore[arg-type]
+    again: dict[str, Any] = {"workloads": (web,), "epoch": last.epoch, "revision": last.revision}
+    async with connected(controller.port, one, **again) as node_a:
         await first_update(node_a)
     delta = node_a.updates[0]
     assert not delta.full
     assert delta.base == last.revision
     assert [w.uid for w in delta.workloads] == ["shop/db-1"]
     again["epoch"] = "another"
-    async with connected(controller.port, one, **again) as node_a:  # type: ignore[arg-type]
+    async with connected(controller.port, one, **again) as node_a:
         await first_update(node_a)
     assert node_a.updates[0].full
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import trio
 from hypothesis import given, settings
@@ -20,9 +22,9 @@ def a_workload(name: str, address: str = "10.77.0.1", node: str = "node-a", mesh
     return Workload(f"shop/{name}", name, "shop", "web", node, (address,), meshed)
 
 
-def a_world(*workloads: Workload, **rest: object) -> World:
-    labels = {w.uid: {"app": w.name} for w in workloads}
-    return World({w.uid: w for w in workloads}, labels, **rest)  # type: ignore[arg-type]
+def a_world(*workloads: Workload, **rest: Any) -> World:
+    labels: dict[str, Mapping[str, str]] = {w.uid: {"app": w.name} for w in workloads}
+    return World({w.uid: w for w in workloads}, labels, **rest)
 
 
 class Source:

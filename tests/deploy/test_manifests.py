@@ -65,7 +65,7 @@ def errors(thing: dict[str, Any], overlay: str) -> list[ValidationError]:
 
     group, _, version = thing["apiVersion"].rpartition("/")
     name = "-".join(filter(None, (thing["kind"].lower(), group.partition(".")[0], version)))
-    registry: Registry[Any] = Registry(retrieve=retrieve)  # type: ignore[call-arg]
+    registry: Registry[Any] = Registry(retrieve=retrieve)  # type: ignore[call-arg]  # attrs calls it so
     return list(Draft4Validator(retrieve(f"{name}.json").contents, registry=registry).iter_errors(thing))
 
 

@@ -20,8 +20,8 @@ ED = ed25519.Ed25519PrivateKey.generate()
 
 
 def stated(key: Any, **more: str) -> dict[str, Any]:
-    of = RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else OKPAlgorithm
-    of = ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else of  # type: ignore[assignment]
+    of: Any = RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else OKPAlgorithm
+    of = ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else of
     return {**json.loads(of.to_jwk(key.public_key())), **more}
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import iptc
@@ -163,10 +164,10 @@ async def test_cancelled_rule_work_is_finished_if_begun_and_dropped_if_not() -> 
         gate.wait(5)
         done.append("begun")
 
-    async def cancelled(function: object) -> None:
+    async def cancelled(function: Callable[[], None]) -> None:
         with trio.CancelScope() as scope:
             scopes.append(scope)
-            await thread.run(function)  # type: ignore[arg-type]
+            await thread.run(function)
 
     scopes: list[trio.CancelScope] = []
     async with trio.open_nursery() as nursery:

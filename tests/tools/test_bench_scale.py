@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ from mesh.model import Endpoint, MeshConfig, Service, Workload
 from mesh.sync import Update
 
 
-def an_update(*workloads: Workload, full: bool = False, **rest: object) -> Update:
-    return Update("epoch", 2, 1, full, MeshConfig(), workloads, **rest)  # type: ignore[arg-type]
+def an_update(*workloads: Workload, full: bool = False, **rest: Any) -> Update:
+    return Update("epoch", 2, 1, full, MeshConfig(), workloads, **rest)
 
 
 def a_workload(name: str, *, meshed: bool = False, namespace: str = NAMESPACE) -> Workload:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mesh.h2.connection import LOCAL_ENDED, REMOTE_ENDED, Budget, Connection, ConnectionFailed, Stream
+from mesh.h2.connection import LOCAL_ENDED, Budget, Connection, ConnectionFailed, Stream
 from mesh.h2.frames import ErrorCode
 from mesh.h2.messages import read_trailers, write_trailers
 from mesh.http1 import BadMessage
@@ -390,11 +390,6 @@ class MessageStream(Stream):
             self.malformed(error)
         else:
             self.ends(trailers)
-
-    @property
-    def receiving(self) -> bool:
-        """Whether the peer has still to send something."""
-        return not self.ended & REMOTE_ENDED
 
     def on_body(self, data: bytes) -> None:
         """Some of the body."""

@@ -12,6 +12,7 @@ from mesh.h2.connection import Budget as Windows
 from mesh.http1 import BadMessage, RequestParser
 from mesh.message import Headers, Request
 from mesh.paths import Normalization
+from mesh.resolve import NO_ENDPOINT
 from mesh.retry import Budget
 from mesh.route import Limits
 from mesh.traffic import CircuitBreaker, RetryBudget
@@ -228,6 +229,8 @@ class Visit:
 class World:
     """Two clients' connections to a service with two endpoints. The proxy and destination of their exchanges."""
 
+    no_endpoint = NO_ENDPOINT
+
     def __init__(self, limits: Limits, engine: Any = None, breaker: CircuitBreaker | None = None) -> None:
         """With an `engine`, backends are spoken to in HTTP/2, and `connected` is the test's to override."""
         self._engine = engine
@@ -294,7 +297,7 @@ class World:
         assert self.timers.set == []
         for connection in self.connections:
             assert connection._exchange is None
-            assert not connection.transport.held  # type: ignore[attr-defined]
+            assert not connection.transport.held
         circuit = self.gauge.circuit
         assert circuit.requests.count == 0
         assert circuit.pending.count == 0

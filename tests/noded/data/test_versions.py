@@ -48,10 +48,10 @@ async def versions(made: Lab) -> tuple[Pod, Pod, Pod]:
 
 
 async def split(
-    made: Lab, *pods: Pod, protocol: str = "http", balancing: LoadBalancing | None = None, **parts: object
+    made: Lab, *pods: Pod, protocol: str = "http", balancing: LoadBalancing | None = None, **parts: Any
 ) -> None:
     made.services = (service(*pods, protocol=protocol),)
-    made.traffic = (TrafficPolicy("t", "shop", "shop/web", load_balancing=balancing, **parts),)  # type: ignore[arg-type]
+    made.traffic = (TrafficPolicy("t", "shop", "shop/web", load_balancing=balancing, **parts),)
     await made.publish()
 
 
