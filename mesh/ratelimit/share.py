@@ -27,7 +27,7 @@ class Report:
     """What a consumer says to its allocator."""
 
     rate: float
-    """Demand, tokens a second, let pass or not."""
+    """Tokens a second that it takes. What it would take besides is wanted now, and shall not be laid in for later."""
     wanted: int
     """Tokens, now. Takes the place of what it wanted before."""
     returned: int = 0
@@ -53,7 +53,6 @@ class Share:
     __slots__ = (
         "_alone",
         "_asked",
-        "_demand",
         "_limit",
         "_missed",
         "_outstanding",
@@ -64,6 +63,7 @@ class Share:
         "_since",
         "_target",
         "_told",
+        "_used",
         "_waiting",
         "consumers",
         "due",
@@ -73,8 +73,8 @@ class Share:
     def __init__(self, limit: RateLimit, now: float, consumers: int = 1) -> None:
         """`consumers`: how many there are thought to be, until the first grant says so."""
         self._limit = limit
-        self._reserve = int(min(limit.burst or limit.requests, limit.requests / limit.seconds) / 4)
-        """What all consumers together hold against the unforeseen."""
+        self._reserve = int(min(limit.burst or limit.requests, limit.requests / limit.seconds) / 10)
+        """What all consumers together hold against the unforeseen, where there is plenty."""
         self.consumers = consumers
         self.stock = 0
         """Tokens in hand."""
@@ -84,7 +84,7 @@ class Share:
         self._alone: TokenBucket | None = None
         self._asked = False
         self._rate = 0.0
-        self._demand = 0
+        self._used = 0
         self._missed = self._waiting = 0
         """Requests that found no token, in this period and in the one before: those held are among them."""
         self._since = now
@@ -93,8 +93,6 @@ class Share:
 
     def take(self, now: float, *, again: bool = False) -> bool:
         """Take a token if there is one; `again` for a request that was held and counted before."""
-        if not again:
-            self._demand += 1
         if self.stock > 0:
             self.stock -= 1
         elif not (now >= self._silent_at and self._own(now).take(now)):
@@ -102,6 +100,7 @@ class Share:
                 self._missed += 1
                 self.hurry(now)
             return False
+        self._used += 1
         if self.stock * 2 < self._target:
             self.hurry(now)
         return True
@@ -109,20 +108,19 @@ class Share:
     def report(self, now: float) -> Report:
         """What to say now. The next is `due` after a period, or much later where there is nothing to say."""
         elapsed = max(now - self._since, PERIOD)
-        surely = (
-            self._demand - 2.0 * sqrt(self._demand)
-        ) / elapsed  # a request now and then is no demand to prepare for
+        surely = (self._used - 2.0 * sqrt(self._used)) / elapsed  # a request now and then is no demand to prepare for
         if now - self._since >= PERIOD:
-            self._rate += (self._demand / elapsed - self._rate) * elapsed / (elapsed + _SMOOTHING)
-            self._since, self._demand = now, 0
+            self._rate += (self._used / elapsed - self._rate) * elapsed / (elapsed + _SMOOTHING)
+            self._since, self._used = now, 0
             self._waiting, self._missed = self._missed, 0
         self._rate = max(surely, self._rate)
-        return self._report(self._rate, now)
+        reserve = self._reserve // self.consumers if self._plenty else 0
+        return self._report(self._rate, int(self._rate * 2 * PERIOD) + reserve, now)
 
     def report_for(self, rate: float, pending: int, now: float) -> Report:
         """As `report`, of a consumer that has consumers of its own: their demand, and what they are waiting for."""
         self._rate, self._missed, self._waiting = rate, pending, 0
-        return self._report(rate, now)
+        return self._report(rate, int(rate * PERIOD), now)
 
     def granted(self, grant: Grant, now: float) -> None:
         """The allocator's word."""
@@ -206,9 +204,7 @@ class Share:
         """Whether it goes by its own part of the limit."""
         return self._alone is not None
 
-    def _report(self, rate: float, now: float) -> Report:
-        # For two periods, and where there is plenty against the unforeseen.
-        target = int(rate * 2 * PERIOD) + (self._reserve // self.consumers if self._plenty else 0)
+    def _report(self, rate: float, target: int, now: float) -> Report:
         self._target = target
         returned = max(self.stock - target - (target + 3) // 4, 0) if self._alone is None else 0
         self.stock -= returned
