@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from kubebed.cluster import Cluster
+from kubebed.errors import KubebedError
 from kubebed.images import PYTHON
 from tests.kube.load import REQUESTS, answers, await_answers, echo, held, load, unharmed
 from tests.kube.mesh import STRICT, Mesh, idle, service, vip
@@ -41,6 +44,12 @@ def noded(cluster: Cluster, node: str) -> str:
         "-n", SYSTEM, "pod", "-l", "app.kubernetes.io/name=noded", f"--field-selector=spec.nodeName={node}"
     )["items"]
     return str(item["metadata"]["name"])
+
+
+def ready(cluster: Cluster, node: str) -> str:
+    """Whether a node is: True, False or Unknown."""
+    conditions = cluster.get("node", node)["status"]["conditions"]
+    return str(next(c["status"] for c in conditions if c["type"] == "Ready"))
 
 
 @contextmanager
@@ -170,6 +179,8 @@ def test_without_an_api_server_traffic_goes_on_and_afterwards_it_is_caught_up(
         shop.kubectl("delete", "pod", "leaver", "--wait=false")
         cluster.control.stop_api_server()
         try:
+            with pytest.raises(KubebedError):
+                cluster.get("nodes")
             time.sleep(60)
         finally:
             cluster.control.start_api_server()
@@ -189,7 +200,14 @@ def test_pods_of_a_node_that_was_off_come_back_into_the_mesh(mesh: Mesh, shop: S
     at, other = vip(shop, "web"), f"{shop.address('other')}:8080"
     eventually(lambda: shop.fetch("client", at) == "web")
     cluster.stop_node("node-b")
-    cluster.start_node("node-b")
+    try:
+        assert shop.fetch("client", at) == ""
+        with pytest.raises(KubebedError, match="start-node node-b"):
+            cluster.enter("node-b", ["true"])
+        eventually(lambda: ready(cluster, "node-b") == "Unknown")
+    finally:
+        cluster.start_node("node-b")
+    assert ready(cluster, "node-b") == "True"
     eventually(lambda: shop.fetch("client", at) == "web", 90)
     eventually(lambda: shop.fetch("returner", other) == "other")
 

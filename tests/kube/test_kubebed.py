@@ -11,7 +11,6 @@ import pytest
 
 from kubebed import product
 from kubebed.cluster import Cluster
-from kubebed.errors import KubebedError
 from kubebed.images import PYTHON
 from tests.kube.pods import Space, eventually, pod, space, web
 
@@ -150,43 +149,3 @@ def _write(shop: Space, path: str, text: str, *, executable: bool = False) -> No
     script = "import os, sys; p, t, m = sys.argv[1:]; open(p, 'w').write(t); os.chmod(p, int(m))"
     done = shop.run("installer", "python3", "-c", script, path, text, str(mode))
     assert done.returncode == 0, done.stderr
-
-
-def test_the_api_server_is_restarted_and_pods_notice_nothing(cluster: Cluster, shop: Space) -> None:
-    address = f"{shop.address('web-b')}:8080"
-    cluster.control.stop_api_server()
-    try:
-        with pytest.raises(KubebedError):
-            cluster.get("nodes")
-        fetched = cluster.host("node-a").run(["busybox", "wget", "-q", "-O", "-", f"http://{address}/"])
-        assert fetched.stdout == "web-b\n", fetched.stderr
-    finally:
-        cluster.control.start_api_server()
-    eventually(lambda: shop.fetch("web-a", address) == "web-b")
-
-
-def test_a_node_that_is_switched_off_is_lost_and_comes_back_with_its_pods(cluster: Cluster) -> None:
-    with space(cluster, "lost") as there:
-        forever = [{"key": "node.kubernetes.io/unreachable", "operator": "Exists"}]
-        there.start(web("near", "node-a"), _tolerating(web("stays", "node-b"), forever))
-        cluster.stop_node("node-b")
-        try:
-            assert there.fetch("near", f"{there.address('stays')}:8080") == ""
-            with pytest.raises(KubebedError, match="start-node node-b"):
-                cluster.enter("node-b", ["true"])
-            eventually(lambda: _condition(cluster, "node-b") == "Unknown")
-        finally:
-            cluster.start_node("node-b")
-        assert _condition(cluster, "node-b") == "True"
-        eventually(lambda: there.fetch("near", f"{there.address('stays')}:8080") == "stays")
-
-
-def _tolerating(manifest: dict[str, object], tolerations: list[dict[str, str]]) -> dict[str, object]:
-    spec = manifest["spec"]
-    assert isinstance(spec, dict)
-    return manifest | {"spec": spec | {"tolerations": tolerations}}
-
-
-def _condition(cluster: Cluster, node: str) -> str:
-    conditions = cluster.get("node", node)["status"]["conditions"]
-    return str(next(c["status"] for c in conditions if c["type"] == "Ready"))
