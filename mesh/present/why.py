@@ -134,11 +134,14 @@ def route_lines(why: Row) -> Iterator[str]:
 
 def version_lines(versions: Sequence[Row]) -> Iterator[str]:
     """How what comes to services is split among versions."""
+    service = None
     for one in versions:
+        if one["service"] != service:
+            service = one["service"]
+            yield clean(f"{service} is split by TrafficPolicy {one['policy']}")
         count = one["endpoints"]
         there = f"{count} endpoint{'s' if count != 1 else ''}" if count else "no endpoint"
-        share = f"{one['share'] * 100:.3g}%"
-        yield clean(f"  {one['service']} version {one['version']}: {share}, {there} (TrafficPolicy {one['policy']})")
+        yield clean(f"  version {one['version']}: {one['share'] * 100:.3g}%, {there}")
 
 
 def _not_taken(steps: Sequence[Row], how: str) -> Iterator[str]:

@@ -149,7 +149,8 @@ def test_a_split_by_version_is_described_at_the_policy_and_the_service(meshctl: 
         assert rows == [["v1", "9", "0%", "0"], ["v2", "1", "100%", "1"]]
     assert "Versions" not in meshctl("describe", "tp", "web", "-n", "shop").out
     out = meshctl("policy", "check", "--from", "shop/client", "--to", "shop/web-v2:80").out
-    assert "shop/web-v2:80 version v2: 100%, 1 endpoint (TrafficPolicy shop/api)" in out
+    assert "shop/web-v2:80 is split by TrafficPolicy shop/api" in out
+    assert "version v2: 100%, 1 endpoint\n" in out
     meshctl("delete", "-f", str(file))
     meshctl("apply", "-f", str(tmp_path / "all.yaml"))
 

@@ -137,8 +137,9 @@ def test_what_is_split_by_version_is_told_how() -> None:
         ]
         assert explain(row, mesh(routes=routes), LABELS)["versions"] == []
     assert list(version_lines([{**told[0], "share": 0.125, "endpoints": 1}, told[1]])) == [
-        "  shop/web:80 version v1: 12.5%, 1 endpoint (TrafficPolicy shop/p)",
-        "  shop/web:80 version v2: 0%, no endpoint (TrafficPolicy shop/p)",
+        "shop/web:80 is split by TrafficPolicy shop/p",
+        "  version v1: 12.5%, 1 endpoint",
+        "  version v2: 0%, no endpoint",
     ]
 
 
