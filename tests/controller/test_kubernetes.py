@@ -61,7 +61,7 @@ NS = "nodemesh-system"
 
 
 async def until(true: Callable[[], Any]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not true():
             await trio.sleep(0.01)
 
@@ -145,7 +145,7 @@ users: [{{name: u, user: {{token: t}}}}]
     daemon = Daemon(config)
     async with trio.open_nursery() as nursery:
         try:
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 ports = await nursery.start(daemon.run)
             yield Replica(daemon, ports)
         finally:
@@ -632,5 +632,5 @@ async def test_a_replica_that_does_not_lead_gives_no_tokens_to_another(
         stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", other.port), tls, https_compatible=True)
         async with stream:
             await stream.send_all(frame(Asked("node-a", LimitReports({})), FromReplica))
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 assert await stream.receive_some() == b""

@@ -20,7 +20,7 @@ async def cluster() -> AsyncIterator[FakeKubernetes]:
 
 
 async def until(true: Callable[[], Any]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not true():
             await trio.sleep(0.01)
 

@@ -30,7 +30,7 @@ async def client(cluster: FakeKubernetes) -> AsyncIterator[Client]:
 
 
 async def until(true: Callable[[], Any]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not true():
             await trio.sleep(0.01)
 

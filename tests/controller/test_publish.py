@@ -186,5 +186,5 @@ async def test_a_change_made_while_building_is_built_next(
     publisher.touch()
     await publisher.settled()
     assert (publisher.covered, publisher.touches) == (1, 2)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await publisher.settled()

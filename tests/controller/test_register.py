@@ -122,7 +122,7 @@ class ClusterYard:
                 task_status.started()
 
     async def reopen(self, *, at_once: bool = False) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while self.register._unwritten and not at_once:
                 await trio.sleep(0.01)
         self._life.cancel()
@@ -178,7 +178,7 @@ async def test_what_is_enrolled_stays_so_after_a_restart(yard: Yard) -> None:
 
 async def test_what_is_kept_needs_no_more_time(yard: Yard) -> None:
     yard.register.enrol("node-a", A)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await yard.register.kept("node-a", "shop/a")
     await yard.reopen(at_once=True)
     assert set(yard.register.enrolled) == {"shop/a"}

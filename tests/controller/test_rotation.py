@@ -20,7 +20,7 @@ def trusted(node: NodeClient) -> bytes:
 
 async def step(controller: Running, name: str, **how: bool) -> None:
     """Take a step, as soon as it may be taken."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             try:
                 await controller.daemon.rotation.take(name, **how)
@@ -78,7 +78,7 @@ async def test_the_new_root_does_not_sign_before_every_node_has_acknowledged_it(
             await rotation.take("sign")
         node.ack = True
         await node.send(Ack(node.updates[-1].revision))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while any("acknowledged" in text for text in rotation.progress().waiting):
                 await trio.sleep(0.02)
         assert controller.daemon.home.register.forget("node-away")

@@ -41,7 +41,7 @@ class Pod:
         sock = self.socket()
         sock.setblocking(False)
         wrapped = trio.socket.from_stdlib_socket(sock)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await wrapped.connect((address, port))
         return trio.SocketStream(wrapped)
 

@@ -56,7 +56,7 @@ class Worker:
 
     async def tell(self, message: object, answer: type[T], fds: Sequence[int] = ()) -> T:
         """Send one message and wait for the answer of that type."""
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             await self.process.link.send(message, fds)
             while True:
                 received = await self.process.link.receive()
@@ -74,7 +74,7 @@ class Worker:
 
     async def edge(self) -> EdgeReport:
         """The first edge that it reports."""
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             while not self.edges:
                 await self.ask("connections")
                 await trio.sleep(0.1)

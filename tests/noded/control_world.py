@@ -159,7 +159,7 @@ meshRanges: [10.77.0.0/16]
 
     async def until(self, path: str, reached: Callable[[Any], object]) -> Any:
         """Ask again until the answer is as wanted."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while True:
                 try:
                     if reached(answer := await self.get(path)):
@@ -206,7 +206,7 @@ async def world() -> AsyncIterator[World]:
 
 async def eventually(reached: Callable[[], object]) -> None:
     """Wait until it is so."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not reached():
             await trio.sleep(0.02)
 

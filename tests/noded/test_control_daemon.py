@@ -236,7 +236,7 @@ async def test_connections_queue_while_a_worker_is_replaced(mesh: World) -> None
             for pid in {t["pid"] for t in await mesh.told()}:
                 os.kill(pid, signal.SIGKILL)
             for address in mesh.namespaces.listening:
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     await (await trio.open_tcp_stream(*address)).aclose()
             await mesh.api.delete("/workloads/shop/web?drain=0")
             for address in mesh.namespaces.listening:
@@ -310,7 +310,7 @@ async def test_sigterm_drains_and_leaves_the_rules_in_place(mesh: World) -> None
         mesh.namespaces.log.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_terminate_when_ready, mesh)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await mesh.run(mesh.config)
         assert [step for step, _ in mesh.namespaces.log] == ["apply"]
 
@@ -324,7 +324,7 @@ async def test_sigterm_removes_the_rules_where_the_configuration_says_so(mesh: W
         mesh.namespaces.log.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_terminate_when_ready, mesh)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await mesh.run(replace(mesh.config, undo_on_stop=True))
         assert [step for step, _ in mesh.namespaces.log] == ["apply", "undo"]
 
@@ -380,7 +380,7 @@ async def test_it_is_ready_when_workers_run_and_have_a_snapshot(mesh: World) -> 
         async with mesh.controlled():
             mesh.token()
             await mesh.connected()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while (answer := await client.get(url)).status_code != 200:
                     assert "no snapshot" in answer.text or "workers" in answer.text
                     await trio.sleep(0.02)

@@ -238,7 +238,7 @@ class Lab:
     async def expect(self, pod: Pod, kind: type[Any]) -> Any:
         """The next message of this kind; counts on the way are gathered."""
         assert pod.link is not None
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (received := await pod.link.receive()) is not None:
                 message, _ = received
                 if isinstance(message, messages.Counts):

@@ -100,7 +100,7 @@ async def asked(client: Pod, request: bytes, **other: Any) -> bytes:
 
 async def logged(pod: Pod, count: int = 1) -> list[dict[str, Any]]:
     """The log lines of at least `count` requests."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while len(lines := pod.request_log()) < count:
             await trio.sleep(0.05)
     return lines
@@ -315,7 +315,7 @@ async def test_a_mirror_gets_a_copy_and_holds_nothing_up(pair: tuple[Lab, Pod, P
     with server(pod, 8080, web), server(other, 8080, copy):
         answer = await asked(client, b"POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 5\r\n\r\nhello")
         assert answer.startswith(b"HTTP/1.1 200 ")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not copy.bodies:
                 await trio.sleep(0.02)
     assert copy.bodies == web.bodies == [b"hello"]
@@ -544,7 +544,7 @@ async def test_a_denial_by_the_destination_is_403_and_neither_tried_again_nor_he
         made.policies = ()
         await made.publish()
         assert (await asked(client, GET)).startswith(b"HTTP/1.1 200 ")
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not pod.access_log():
                 await trio.sleep(0.05)
     assert [line["response_flags"] for line in await logged(client, 2)] == ["RBAC", "-"]

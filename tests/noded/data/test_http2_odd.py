@@ -188,10 +188,10 @@ async def test_a_client_that_leaves_has_its_request_cancelled_at_the_backend(pai
     backend = Odd(act)
     with server(pod, 8080, backend):
         with running(client, *get()):
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not backend.requests:
                     await trio.sleep(0.02)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not backend.resets:
                 await trio.sleep(0.02)
     (line,) = await logged(client)
@@ -320,6 +320,6 @@ async def test_rapid_resets_end_the_connection_and_are_counted(pair: tuple[Lab, 
 
     with server(pod, 8080, Odd(lambda connection, event: None)):
         await trio.to_thread.run_sync(flood)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not any("ENHANCE_YOUR_CALM" in line["reason"] for line in client.request_log()):
             await trio.sleep(0.1)

@@ -36,7 +36,7 @@ def snapshot_of(made: Lab) -> Snapshot:
 
 
 async def failed(made: Lab, pod: Pod, count: int) -> list[dict[str, Any]]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while len(rows := await made.query(pod, "failed")) < count:
             await trio.sleep(0.05)
     return rows

@@ -100,7 +100,7 @@ async def test_a_grpc_request_is_counted_with_its_status(pair: tuple[Lab, Pod, P
     made, client, pod = pair
     with server(pod, 8080, Web()):
         request = b"POST /denied HTTP/1.1\r\nHost: web\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n"
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await asked(client, request)
     (report,) = await counted(made, client, 1)
     assert (report.key.protocol, report.key.code, report.key.grpc) == ("grpc", 200, "7")
@@ -220,7 +220,7 @@ async def test_the_log_can_be_envoy_s_text(tmp_path: Path) -> None:
         with server(pod, 8080, Web()):
             await asked(client, GET.replace(b"\r\n\r\n", b'\r\nUser-Agent: a "b"\r\n\r\n'))
         assert client.log is not None
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while not (found := [line for line in client.log.read_text().splitlines() if " HTTP/1.1" in line]):
                 await trio.sleep(0.05)
         pattern = (

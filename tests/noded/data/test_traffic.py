@@ -162,7 +162,7 @@ def guarded(**bounds: int) -> tuple[TrafficPolicy, ...]:
 
 
 async def until(true: Callable[[], object]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not true():
             await trio.sleep(0.02)
 

@@ -57,7 +57,7 @@ async def split(
 
 async def refused(log: Callable[[], list[dict[str, Any]]]) -> dict[str, Any]:
     """What was, for want of an endpoint."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not (found := [line for line in log() if "UH" in (line.get("flags"), line.get("response_flags"))]):
             await trio.sleep(0.05)
     return found[0]
