@@ -75,7 +75,7 @@ def examples() -> Iterator[tuple[str, str]]:
         heredocs = re.findall(r"<<'EOF'\n(.*?)    EOF\n", text, re.DOTALL)
         blocks += [re.sub("^    ", "", heredoc, flags=re.MULTILINE) for heredoc in heredocs]
         for block in blocks:
-            if "apiVersion:" in block and not re.search(r"kind: (Kustomization|Namespace)\b", block):
+            if "apiVersion:" in block and not re.search(r"kind: (Kustomization|Namespace|Deployment)\b", block):
                 yield str(page.relative_to(ROOT)), block
 
 
