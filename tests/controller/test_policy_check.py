@@ -333,12 +333,6 @@ def test_that_a_token_would_do_is_not_said_where_a_custom_policy_stands_against_
     assert with_token(world, token(exp=1)).why["flips"] == []
 
 
-def test_that_a_token_would_do_is_not_said_where_a_custom_policy_stands_against_it() -> None:
-    custom = {"action": "CUSTOM", "provider": {"name": "gone"}, "rules": [{}]}
-    world = believing(manifest("AuthorizationPolicy", "ask", custom))
-    assert with_token(world, token(exp=1)).why["flips"] == []
-
-
 def test_a_text_that_is_no_token_is_refused_and_one_of_nobody_known() -> None:
     assert "Header.Payload.Signature" in with_token(believing(), "nonsense").reason
     assert with_token(believing(), token(iss="https://nobody")).reason.endswith("Jwt issuer is not configured")
