@@ -74,6 +74,24 @@ def objects(version: tuple[int, int], settings: Mapping[str, str]) -> list[Json]
     return found
 
 
+def with_added(body: Json, there: Mapping[str, Any] | None) -> Json:
+    """A ConfigMap of the daemons' files, with the keys that people have added to those that are there."""
+    data = dict(body["data"])
+    for name, text in data.items():
+        packaged, now = yaml.safe_load(text), _mapping(((there or {}).get("data") or {}).get(name) or "")
+        if added := {key: value for key, value in now.items() if key not in packaged}:
+            data[name] = yaml.safe_dump(packaged | added, sort_keys=False)
+    return {**body, "data": data}
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
 def _of_controller(settings: Mapping[str, str]) -> dict[str, str]:
     """Those that are in its configuration file."""
     return {key: settings[key] for key in ("trustDomain", "cluster") if key in settings}

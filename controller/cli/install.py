@@ -85,7 +85,7 @@ def install(
         click.echo(deployment.as_yaml(deployment.objects(_stated_version(kubernetes_version), settings)), nl=False)
         return
     cluster = target_of(context).cluster()
-    bodies = deployment.objects(deployment.version_of(cluster.get("/version")), settings)
+    bodies = _bodies(cluster, settings)
     there = cluster.find(f"{_APPS}/daemonsets/{NODED}")
     if there and (old := deployment.images([{"kind": "DaemonSet", **there}])) != deployment.images(bodies):
         raise Failure(f"{', '.join(sorted(old))} is installed already", "meshctl upgrade")
@@ -105,6 +105,16 @@ def _stated_version(text: str | None) -> tuple[int, int]:
     if not (dot and major.isdigit() and minor.isdigit()):
         raise click.BadParameter(f"{text!r} is not a version", param_hint="--kubernetes-version")
     return int(major), int(minor)
+
+
+def _bodies(cluster: Cluster, settings: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What is to be on the cluster."""
+    from controller.cli import deployment
+
+    return [
+        deployment.with_added(body, cluster.find(cluster.path(body))) if body["kind"] == "ConfigMap" else body
+        for body in deployment.objects(deployment.version_of(cluster.get("/version")), settings)
+    ]
 
 
 def _apply(cluster: Cluster, bodies: list[dict[str, Any]], waiting: Waiting) -> None:
@@ -143,8 +153,9 @@ def upgrade(context: click.Context, texts: tuple[str, ...], only_diff: bool, yes
     """Bring the installed mesh to this meshctl's version.
 
     It shows what changes, asks, then rolls node by node. What it does not hold any more is deleted when the rest
-    runs, but never a CRD or a Secret. Settings stay as they were installed unless given anew. A node's pods keep
-    their capture while its noded is replaced; their connections are reset when the old one ends.
+    runs, but never a CRD or a Secret. Settings stay as they were installed unless given anew, and so do keys that
+    were added to the daemons' files. A node's pods keep their capture while its noded is replaced; their connections
+    are reset when the old one ends.
     """
     from controller.cli import deployment
     from controller.cli.prune import dropped
@@ -156,7 +167,7 @@ def upgrade(context: click.Context, texts: tuple[str, ...], only_diff: bool, yes
     if namespace is None or there is None:
         raise Failure(f"Nodemesh is not installed on {cluster.access.server}", "meshctl install")
     settings = deployment.settings_of(namespace) | deployment.parse_settings(texts)
-    bodies = deployment.objects(deployment.version_of(cluster.get("/version")), settings)
+    bodies = _bodies(cluster, settings)
     gone = dropped(cluster, bodies)
     changed = [text for body in bodies if (text := _diff(cluster, body))]
     changed += [_shown(deployment.name_of(body), deployment.comparable(body), "") for _path, body in gone]

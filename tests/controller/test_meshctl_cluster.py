@@ -236,6 +236,24 @@ def test_settings_outlive_an_upgrade(meshctl: Meshctl, cluster: FakeCluster) -> 
     assert "example.org" in body["data"]["controller.yaml"]
 
 
+def test_keys_added_to_the_daemons_files_outlive_an_upgrade(
+    meshctl: Meshctl, cluster: FakeCluster, installed: None
+) -> None:
+    maps, name = "api/v1/configmaps", "controller.yaml"
+
+    def data() -> dict[str, str]:
+        body = cluster.get(maps, "nodemesh-controller", NS)
+        assert body is not None
+        found: dict[str, str] = body["data"]
+        return found
+
+    packaged = data()[name]
+    data()[name] = packaged.replace("store: kubernetes", "store: sqlite") + "pathNormalization: NONE\n"
+    assert meshctl("upgrade", "--yes").status == 0
+    assert yaml.safe_load(data()[name]) == yaml.safe_load(packaged) | {"pathNormalization": "NONE"}
+    assert "nothing changes" in meshctl("upgrade").err
+
+
 def test_upgrade_deletes_what_the_release_dropped_and_nothing_else(
     meshctl: Meshctl, cluster: FakeCluster, installed: None
 ) -> None:
