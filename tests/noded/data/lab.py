@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import trio
@@ -77,6 +77,14 @@ class Authority:
 
 def ip(*args: str) -> None:
     subprocess.run(["ip", *args], check=True, capture_output=True, text=True)
+
+
+class _Started(NamedTuple):
+    """A worker that waits for its configuration."""
+
+    link: socket.socket
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 @dataclass
@@ -154,6 +162,9 @@ class Lab:
         self.config = MeshConfig(TRUST_DOMAIN, ranges=("10.79.0.0/16", "fd00:79::/64"))
         self.revision = 0
         self.switch = f"{self.prefix}-sw"
+        self._spare = [self._started(number) for number in range(2)]
+        """Workers that nothing was said to yet: they start at the same time, and while pods are made."""
+        self._count = len(self._spare)
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
         ip("-n", self.switch, "link", "set", "br0", "up")
@@ -187,15 +198,12 @@ class Lab:
 
     async def enrol(self, pod: Pod, *, certificate: bool = True, hold_seconds: float = 5.0) -> None:
         """Start a worker for the pod and capture its traffic; tell nobody yet (see `publish`)."""
-        ours, theirs = socket.socketpair()
-        pod.log = self.folder / f"{pod.name}.log"
-        with pod.log.open("wb") as log:
-            pod.process = subprocess.Popen(  # noqa: ASYNC220 (returns at once; trio would tie it to a nursery)
-                [sys.executable, "-c", _START.format(fd=theirs.fileno())],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()],
-            )  # fmt: skip
-        theirs.close()
-        pod.link = Link(ours, receives=ToControl, sends=ToWorker)
+        if not self._spare:
+            self._spare.append(self._started(self._count))
+            self._count += 1
+        started = self._spare.pop(0)
+        pod.process, pod.log = started.process, started.log
+        pod.link = Link(started.link, receives=ToControl, sends=ToWorker)
         tables = [source_ports.create(1), buckets.create()]
         await pod.link.send(messages.Configure(0, True, hold_seconds, 10, 5, "debug", **self.settings), tables)
         for table in tables:
@@ -214,6 +222,17 @@ class Lab:
             await self.certify(pod)
         pod.capture = Capture(f"/run/netns/{pod.netns}", pod.mark)
         await thread.run(pod.capture.apply)
+
+    def _started(self, number: int) -> _Started:
+        ours, theirs = socket.socketpair()
+        log = self.folder / f"worker{number}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START.format(fd=theirs.fileno())],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        theirs.close()
+        return _Started(ours, process, log)
 
     async def certify(self, pod: Pod, *uris: str) -> None:
         assert pod.link is not None
@@ -258,13 +277,16 @@ class Lab:
         for pod in self.pods.values():
             if pod.link is not None:
                 pod.link.close()
-            if pod.process is not None:
-                try:
-                    pod.process.wait(5)
-                except subprocess.TimeoutExpired:
-                    pod.process.kill()
-                    pod.process.wait()
             os.close(pod.netns_fd)
+        for started in self._spare:
+            started.link.close()
+        for process in (*(pod.process for pod in self.pods.values()), *(started.process for started in self._spare)):
+            if process is not None:
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         for netns in [*(pod.netns for pod in self.pods.values()), self.switch]:
             subprocess.run(["ip", "netns", "del", netns], check=False, capture_output=True)
 
