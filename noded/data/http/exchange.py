@@ -82,6 +82,7 @@ class Exchange:
         """As the trailers said; None if they did not."""
         self.started = time.monotonic()
         self.answered_at = 0.0
+        """When the backend did; 0 as long as it has not, also where we did."""
         self.timer: Timer | None = None
 
     def begin(self) -> None:
@@ -165,13 +166,13 @@ class Exchange:
     def on_response(self, response: Response) -> None:
         """The backend answers."""
         if not self.done:
+            self.answered_at = time.monotonic()
             self.answer(response)
 
     def answer(self, response: Response) -> None:
         """Pass on a response's head."""
         self.kept = None
         self.response = response
-        self.answered_at = time.monotonic()
         self.responder.head(response)
 
     def on_response_data(self, data: bytes) -> None:

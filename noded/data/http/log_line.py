@@ -55,10 +55,10 @@ _SERVED = ("-", "DI", "URX")
 """Flags with which a backend's answer is passed on."""
 
 
-def details(flags: str, own: bool) -> str:
-    """`response_code_details`; `own`: the answer, if any, is the proxy's."""
+def details(flags: str, own: bool, outbound: bool) -> str:
+    """`response_code_details`; `own`: the answer, if any, is the proxy's: redirects and the like, or about tokens."""
     if flags in _SERVED:
-        return "direct_response" if own else "via_upstream"
+        return "via_upstream" if not own else "direct_response" if outbound else "jwt_authn_access_denied"
     return _DETAILS.get(flags.partition(",")[0], "upstream_reset_before_response_started{connection_termination}")
 
 
@@ -86,7 +86,7 @@ def json_line(
     request = exchange.request
     header = dict(request.headers).get
     now = time.time()
-    served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
+    served = tally.upstream and exchange.answered_at
     waited = int((exchange.answered_at - exchange.started) * 1000) if served else "null"
     decided = '""' if exchange.verdict is None else _decided(exchange.verdict)
     of_session = session.line or _of_session(session)
@@ -142,7 +142,7 @@ def _of_outcome(edge: RequestEdge, exchange: Exchange, tally: RequestTally) -> s
     of_grpc = "" if grpc is None else f',"grpc_status":{int(grpc) if grpc else "null"}'
     tally.line = (
         f',"response_code":{status}{of_grpc},"response_flags":"{exchange.flags}"'
-        f',"response_code_details":{quoted(details(exchange.flags, not tally.upstream))}'
+        f',"response_code_details":{quoted(details(exchange.flags, not tally.upstream, edge.outbound))}'
         f',"route_name":{quoted(route)},"upstream_cluster":{quoted(cluster)}'
         f',"upstream_host":{quoted(tally.upstream) if tally.upstream else "null"}'
         f',"service":{quoted(edge.service)},"security":"{edge.security}","peer_identity":{quoted(peer)}'
@@ -181,7 +181,7 @@ def text_line(
     request = exchange.request
     headers = dict(request.headers)
     status = exchange.response.status if exchange.response is not None else 0
-    served = tally.upstream and exchange.answered_at and exchange.flags in _SERVED
+    served = tally.upstream and exchange.answered_at
     waited = int((exchange.answered_at - exchange.started) * 1000) if served else "-"
     asked = f"{request.method.decode('latin-1')} {(exchange.asked or request.path)[:_MOST_PATH].decode('latin-1')}"
     return (

@@ -323,6 +323,7 @@ class OutboundExchange(Exchange):
         if self.try_timer is not None:
             self.try_timer.cancel()
             self.try_timer = None
+        self.answered_at = time.monotonic()
         self.answer(response)
 
     def _over(self, ok: bool) -> None:

@@ -31,8 +31,8 @@ _FAILED = 400
 """Statuses from here on say so."""
 _FINE = (None, "0")
 """Statuses of gRPC that do not; None is of any other request."""
-_BEFORE = ("RBAC", "RL")
-"""Flags of requests that the workload never saw."""
+_BEFORE = ("-", "DPE", "RBAC", "RL", "UAEX")
+"""Flags with which the proxy answers requests that the workload never saw: `-` of tokens."""
 
 
 class Seen:
@@ -84,18 +84,14 @@ class Seen:
                 edge = self._edges[key] = RequestEdge(False, source, destination, service, security)
             self._by_flow[flow.number] = edge
         response = exchange.response
-        outcome = (
-            response.status if response is not None else 0,
-            exchange.flags,
-            grpc_status(exchange),
-            flow.target_port,
-        )
+        status, flags, port = response.status if response is not None else 0, exchange.flags, flow.target_port
+        outcome = status, flags, grpc_status(exchange), port if exchange.answered_at else -port
         tally = edge.outcomes.get(outcome)
         if tally is None:
-            upstream = format_address(flow.target, flow.target_port) if exchange.flags not in _BEFORE else ""
-            tally = self._tally(edge, outcome, None, upstream, flow.target_port)
+            upstream = format_address(flow.target, port) if exchange.answered_at or flags not in _BEFORE else ""
+            tally = self._tally(edge, outcome, None, upstream, port)
         self._requests += 1
-        if outcome[0] >= _FAILED or exchange.flags != "-" or outcome[2] not in _FINE:
+        if status >= _FAILED or flags != "-" or outcome[2] not in _FINE:
             self.recent.inbound(f"{self._ids}{self._requests}", session, exchange, outcome[0], outcome[2])
         self._count(session, exchange, edge, tally)
 

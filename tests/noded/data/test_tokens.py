@@ -97,6 +97,8 @@ async def test_an_invalid_token_is_401_and_never_reaches_the_workload(pair: tupl
     assert web.heads == []
     line = (await logged(pod))[-1]
     assert (line["response_code"], line["reason"]) == (401, refused[-1][1].decode())
+    assert (line["response_code_details"], line["upstream_host"]) == ("jwt_authn_access_denied", None)
+    assert line["upstream_service_time"] is None
 
 
 async def test_a_request_without_a_token_passes_without_an_identity(pair: tuple[Lab, Pod, Pod]) -> None:
