@@ -101,9 +101,9 @@ class HttpProxy:
 
     def _look(self) -> None:
         """Twice a second: at the memory that requests take."""
+        self.timers.after(_LOOK_SECONDS, self._look)
         if pressure.suspicious():
             pressure.relieve(self.sessions)
-        self.timers.after(_LOOK_SECONDS, self._look)
 
     def leave(self, local: LocalWorkload) -> None:
         """A workload leaves the mesh: end its connections when the requests under way are answered."""
