@@ -7,7 +7,7 @@ what is there and not on the order of arrival, so that all nodes, and a node bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -225,8 +225,9 @@ class Snapshot:
         services, service_claims = _changed(
             before.services, before._service_claims, update.services, gone_services, _service_key, _service_key
         )
-        vips = dict(before._vips)
-        for address in _touched(before.services, update.services, gone_services):
+        touched = _touched(before.services, update.services, gone_services)
+        vips = dict(before._vips) if touched else before._vips
+        for address in touched:
             if claims := service_claims.get(address):
                 vips[address] = _ports(claims)
             else:
@@ -256,6 +257,15 @@ class Snapshot:
             _policies=policies,
             _peer_auths=peer_auths,
             _request_auths=request_auths,
+        )
+
+    def leads_as(self, other: Snapshot) -> bool:
+        """Whether connections and requests go where they go in another: if so, only policies can differ."""
+        return (
+            self.workloads is other.workloads
+            and self.services is other.services
+            and self._traffic is other._traffic
+            and self.config == other.config
         )
 
     def to_update(self) -> Update:
@@ -309,12 +319,14 @@ def _precedence(workload: Workload) -> tuple[bool, str]:
 def _changed(
     before: Mapping[str, _T],
     claims_before: dict[str, tuple[_T, ...]],
-    added: Iterable[_T],
+    added: tuple[_T, ...],
     gone: set[str],
     key_of: Callable[[_T], str],
     order: Callable[[_T], Any],
-) -> tuple[dict[str, _T], dict[str, tuple[_T, ...]]]:
+) -> tuple[Mapping[str, _T], dict[str, tuple[_T, ...]]]:
     """The objects by key, and by address, after a change. Copies two dicts and touches only what changed."""
+    if not added and not gone:
+        return before, claims_before
     objects, claims = dict(before), dict(claims_before)
 
     def forget(key: str) -> None:

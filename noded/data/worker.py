@@ -175,16 +175,17 @@ class Worker:
 
     async def _update(self, message: messages.MeshUpdate) -> None:
         node = self.node
-        first = not node.snapshot.ready
+        before = node.snapshot
         try:
-            snapshot = node.snapshot.apply(message.update)
+            snapshot = before.apply(message.update)
         except SnapshotError as error:
             log.error("bug: the control process sent an update that does not fit: %s", error)
             raise
         node.adopt(snapshot)
-        if first:
+        if not before.ready:
             gc.freeze()  # most of it stays: to go through 10,000 policies holds all connections up for 40 ms
-        self.http.upstreams.snapshot_changed()
+        if not snapshot.leads_as(before):
+            self.http.upstreams.snapshot_changed()
         await self._link.send(messages.Applied(snapshot.revision))
 
     async def _drain(self, seconds: float) -> None:

@@ -219,6 +219,19 @@ def test_a_full_update_without_policies_is_refused_as_it_would_open_every_worklo
         Snapshot.empty().apply(replace(full(), has_policies=False))
 
 
+def test_where_only_policies_change_everything_leads_where_it_did() -> None:
+    snapshot = Snapshot.empty().apply(full(workload("web", "10.77.0.1"), service()))
+    policies = replace(delta(), policies=(Policy("deny", "shop", Action.DENY, ()),))
+    assert snapshot.apply(policies).leads_as(snapshot)
+    for other in (
+        delta(workload("web", "10.77.0.2")),
+        delta(service(ports=(81,))),
+        delta(removed=("r:HTTPRoute/shop/none",)),
+        replace(delta(), config=MeshConfig(cluster="other")),
+    ):
+        assert not snapshot.apply(other).leads_as(snapshot)
+
+
 def test_a_delta_without_policies_keeps_them() -> None:
     policy = Policy("deny", "shop", Action.DENY, ())
     snapshot = Snapshot.empty().apply(replace(full(), policies=(policy,)))

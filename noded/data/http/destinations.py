@@ -142,7 +142,9 @@ class Destinations:
 
     def _forget(self, snapshot: Snapshot) -> None:
         """There is a new snapshot: drop what is gone, refresh the rest."""
-        self._revision = snapshot
+        before, self._revision = self._revision, snapshot
+        if before is not None and snapshot.leads_as(before):
+            return
         now = time.monotonic()
         for (key, port), destination in list(self._all.items()):
             service = snapshot.services.get(key)
