@@ -30,6 +30,8 @@ from controller.session import Parts
 from controller.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_KEYS_SECONDS = 5.0
+"""How long nodes wait for the keys of tokens' issuers; they go on with what they have meanwhile."""
 SOFTWARE = f"nodemesh/{version('nodemesh')}"
 
 
@@ -145,6 +147,9 @@ class Daemon:
             await nursery.start(
                 self.home.run, self.publisher, lambda: self.link.statuses, self.rotation, self.limits, self.tls
             )
+            # A node that came from another controller would lose the keys that it has.
+            await self.home.keys.tried(_KEYS_SECONDS)
+            await self.publisher.settled()
             nursery.start_soon(self.link.serve, link)
             await nursery.start(serve, self.api.application(), local)
             self.ready = True

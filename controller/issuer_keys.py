@@ -9,7 +9,7 @@ import json
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -40,6 +40,7 @@ class _Entry:
     key_set: str = ""
     problem: str = "the keys are not fetched yet"
     scope: trio.CancelScope | None = None
+    tried: trio.Event = field(default_factory=trio.Event)
 
 
 class IssuerKeys:
@@ -68,6 +69,12 @@ class IssuerKeys:
             self._entries[source] = _Entry()
             self._wanted.set()
 
+    async def tried(self, seconds: float) -> None:
+        """Wait until all that are to be fetched have been fetched, or could not be, but no longer than this."""
+        with trio.move_on_after(seconds):
+            for entry in list(self._entries.values()):
+                await entry.tried.wait()
+
     async def run(self) -> NoReturn:
         """Fetch until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -93,6 +100,7 @@ class IssuerKeys:
                     wait, retry = retry, min(_LAST_RETRY, retry * 2)
                 if (entry.key_set, entry.problem) != before:
                     self._changed()
+                entry.tried.set()
                 await trio.sleep(wait)
 
     async def _keys(self, source: KeySource) -> str:

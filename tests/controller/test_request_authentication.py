@@ -9,6 +9,7 @@ import json
 import ssl
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
+from controller.daemon import Daemon
 from controller.issuer_keys import FetchError, IssuerKeys, fetch_url
 from controller.kubernetes.policies import declared
 from controller.schema.manifests import load
@@ -29,6 +31,7 @@ from controller.translate import KeySource, World, policy, world
 from mesh import jwks
 from mesh.authz import Authorizer, Denial, Peer
 from mesh.model import JwtRule
+from tests.controller.conftest import config_in
 from tests.controller.test_publish import Source, a_workload, a_world
 
 KEY = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
@@ -162,6 +165,12 @@ def test_one_that_cannot_be_read_closes_what_it_selects() -> None:
 # -- fetching ---------------------------------------------------------------------------------------------------------
 
 SOURCE = KeySource(ISSUER, "https://issuer.example/keys", 5.0)
+MANIFEST = """
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec: {jwtRules: [{issuer: "https://issuer.example", jwksUri: "%s"}]}
+"""
 
 
 class Web:
@@ -250,6 +259,28 @@ async def test_without_an_address_the_issuer_is_asked_for_it(
     web.answers[f"{ISSUER}/.well-known/openid-configuration"] = b'{"jwks_uri": "http://issuer.example/elsewhere"}'
     await trio.sleep(20 * 60)
     assert keys.of(source)[1].endswith("no jwks_uri that is a URL")
+
+
+async def test_a_controller_that_starts_tells_no_node_that_there_are_no_keys_while_it_fetches_them(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    async def publish(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await trio.sleep(0.5)
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(JWKS))
+        await stream.send_all(JWKS.encode())
+
+    (listener,) = await nursery.start(partial(trio.serve_tcp, publish, 0, host="127.0.0.1"))
+    uri = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/keys"
+    before = Daemon(config_in(tmp_path))
+    before.home.resources.apply([("tokens", MANIFEST % uri)])
+    before.close()
+    daemon = Daemon(config_in(tmp_path))
+    try:
+        await nursery.start(daemon.run)  # until it serves nodes
+        assert daemon.publisher.world.request_auths[0].rules[0].jwks
+    finally:
+        daemon.close()
 
 
 # -- over HTTP --------------------------------------------------------------------------------------------------------
