@@ -68,8 +68,8 @@ class Numbered:
     __slots__ = ("_policy", "_tests", "kind", "order")
 
     def __init__(self, key: str, place: int, policy: Policy, index: int, kind: Kind) -> None:
-        """`place` is the policy's among those of its key."""
-        self.order = key, place, index
+        """`place` is the policy's among those of its key and selector."""
+        self.order = key, tuple(sorted(policy.selector.items())), place, index
         self.kind = kind
         self._policy = policy
         self._tests: dict[Reads, Test] | None = None
@@ -82,7 +82,7 @@ class Numbered:
     @property
     def index(self) -> int:
         """In its policy."""
-        return self.order[2]
+        return self.order[-1]
 
     @property
     def provider(self) -> str:
@@ -96,7 +96,7 @@ class Numbered:
 
     @property
     def _rule(self) -> Rule:
-        return self._policy.rules[self.order[2]]
+        return self._policy.rules[self.index]
 
     def matches(self, facts: Facts, reads: Reads) -> bool:
         """Whether it does."""
@@ -234,20 +234,27 @@ def _patterns(rule: Rule) -> set[tuple[How, str]]:
     """What a path must be, or begin with, if the rule is to match."""
     found: set[tuple[How, str]] = set()
     for operation in rule.operations:
-        if not operation.paths:
+        if not operation.paths or not _readable((*operation.paths, *operation.not_paths)):
             return {(How.ANY, "")}
         for value in operation.paths:
             if "{" in value:
-                try:
-                    check_template(value)
-                except ValueError:  # the clause cannot be evaluated, which in a DENY rule counts as matched
-                    return {(How.ANY, "")}
                 found.add((How.PREFIX, value.partition("{")[0]))
             elif value.startswith("*"):
                 return {(How.ANY, "")}
             else:
                 found.add((How.PREFIX, value[:-1]) if value.endswith("*") else (How.EXACT, value))
     return found or {(How.ANY, "")}
+
+
+def _readable(paths: tuple[str, ...]) -> bool:
+    """Whether a clause of these, `notPaths` included, can be evaluated; else all of it counts as matched in a DENY."""
+    try:
+        for path in paths:
+            if "{" in path:
+                check_template(path)
+    except ValueError:
+        return False
+    return True
 
 
 class Rules:

@@ -47,8 +47,8 @@ def effective_mtls(
 ) -> Mtls:
     """Resolve a workload's `PeerAuthentication`s: its own beats its namespace's, which beats the root namespace's.
 
-    Of each kind only the oldest counts (then the smaller key). UNSET inherits from the next. As in Istio, the root
-    namespace's apply to the mesh only without a selector, and port modes only count with one.
+    Of each kind only the oldest counts (then the smaller key, then selector). UNSET inherits from the next. As in
+    Istio, the root namespace's apply to the mesh only without a selector, and port modes only count with one.
     """
     mesh, of_namespace, own = [], [], []
     for peer_auth in peer_auths:
@@ -63,9 +63,14 @@ def effective_mtls(
     effective = Mtls()
     for kind in (mesh, of_namespace, own):
         if kind:
-            oldest = min(kind, key=lambda peer_auth: (peer_auth.created, peer_auth.key))
+            oldest = min(kind, key=_age)
             effective = _inherit(oldest, effective)
     return effective
+
+
+def _age(peer_auth: PeerAuth) -> tuple[object, ...]:
+    # Of two API groups there can be two of one key, and in whichever order they come, all nodes are to agree.
+    return peer_auth.created, peer_auth.key, sorted(peer_auth.selector.items())
 
 
 def _inherit(peer_auth: PeerAuth, parent: Mtls) -> Mtls:

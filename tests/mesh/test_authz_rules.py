@@ -44,7 +44,7 @@ def _some(*values: str, most: int = 2) -> st.SearchStrategy[tuple[str, ...]]:
 _operations = st.builds(
     Operation,
     paths=_some(*PATTERNS),
-    not_paths=_some(*PATTERNS[:5], most=1),
+    not_paths=_some(*PATTERNS[:5], "/{a", most=1),
     methods=st.sampled_from([(), ("GET",), ("POST",)]),
 )
 _sources = st.builds(
@@ -187,6 +187,32 @@ def test_a_change_leaves_what_it_does_not_concern_as_it_was() -> None:
     assert len(set(before.of(**_WEB)) & set(after.of(**_WEB))) == 1
     assert after.apply([dataclasses.replace(one)], []) is after
     assert after.replace([_policy("all", Rule()), one, _policy("two", Rule(), app="web")]) is after
+
+
+def test_a_rule_of_which_not_paths_cannot_be_read_is_found_for_every_path() -> None:
+    rule = Rule(operations=(Operation(paths=("/a",), not_paths=("/{b",)),))
+    for action in (Action.DENY, Action.CUSTOM):
+        rules = Rules(_EMPTY.replace([Policy("p", "shop", action, (rule,))]).of(**_WEB))
+        (kind,), facts = rules.kinds, _facts(None, "/c")
+        assert len(list(rules.of_request(kind, facts, rules.of_any_path(kind, facts)))) == 1
+
+
+def test_several_of_one_key_are_looked_at_in_one_order_however_they_came() -> None:
+    """Two API groups may have a policy of the same name each."""
+    policies = [
+        Policy("p", "shop", Action.CUSTOM, (Rule(),), {}),
+        Policy("p", "shop", Action.CUSTOM, (Rule(), Rule()), {"app": "web"}),
+        Policy("p", "shop", Action.CUSTOM, (Rule(), Rule()), {"tier": "front"}),
+    ]
+    asked = set()
+    for n in range(3):
+        groups = _EMPTY
+        for count in range(4):
+            groups = groups.replace((policies[n:] + policies[:n])[:count])
+        rules = Rules(groups.of(**_WEB))
+        asked.add(tuple(rule.order for rule in rules.of_connection(Kind.CUSTOM, _facts(None, "/"))))
+    assert len(asked) == 1
+    assert len(*asked) == 5
 
 
 class _Spied(Rules):

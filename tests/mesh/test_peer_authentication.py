@@ -54,6 +54,14 @@ def test_of_one_kind_only_the_oldest_counts_even_if_it_is_unset() -> None:
     assert mode(own(UNSET, "old", 1, p80=DISABLE), own(STRICT, "young", 2, p80=STRICT)) is DISABLE
 
 
+def test_of_two_of_one_key_and_age_the_same_counts_in_whichever_order_they_came() -> None:
+    labels = {**APP, "tier": "front"}
+    strict, disable = PeerAuth("own", "shop", STRICT, APP), PeerAuth("own", "shop", DISABLE, {"tier": "front"})
+    for auths in ((strict, disable), (disable, strict)):
+        of = Authorizer.of((), auths, namespace="shop", labels=labels, root_namespace=ROOT)
+        assert of.mtls_mode(80) is STRICT
+
+
 def test_a_ports_mode_beats_the_workloads_at_that_port_only() -> None:
     auths = (mesh_wide(PERMISSIVE), own(STRICT, p80=DISABLE))
     assert mode(*auths, port=80) is DISABLE
