@@ -200,19 +200,15 @@ def test_a_rule_of_which_not_paths_cannot_be_read_is_found_for_every_path() -> N
 def test_several_of_one_key_are_looked_at_in_one_order_however_they_came() -> None:
     """Two API groups may have a policy of the same name each."""
     policies = [
-        Policy("p", "shop", Action.CUSTOM, (Rule(),), {}),
-        Policy("p", "shop", Action.CUSTOM, (Rule(), Rule()), {"app": "web"}),
-        Policy("p", "shop", Action.CUSTOM, (Rule(), Rule()), {"tier": "front"}),
+        Policy("p", "shop", Action.CUSTOM, (Rule(), Rule()), selector, provider=provider)
+        for provider, selector in (("a", {}), ("b", {"app": "web"}), ("c", {"tier": "front"}))
     ]
-    asked = set()
     for n in range(3):
         groups = _EMPTY
         for count in range(4):
             groups = groups.replace((policies[n:] + policies[:n])[:count])
-        rules = Rules(groups.of(**_WEB))
-        asked.add(tuple(rule.order for rule in rules.of_connection(Kind.CUSTOM, _facts(None, "/"))))
-    assert len(asked) == 1
-    assert len(*asked) == 5
+        found = Rules(groups.of(**_WEB)).of_connection(Kind.CUSTOM, _facts(None, "/"))
+        assert [(rule.provider, rule.index) for rule in found] == [(name, i) for name in "abc" for i in (0, 1)]
 
 
 class _Spied(Rules):
