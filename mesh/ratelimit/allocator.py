@@ -17,6 +17,8 @@ from mesh.traffic import RateLimit
 _MOST_RATE = 1e12
 FORGET = 10.0
 """Seconds for which a part of the limit is kept for a consumer that is not heard of: it may be using it."""
+_RETURN = 45.0
+"""The same after a restart for those that have not come back yet: they wait for up to 30 s between attempts."""
 
 
 class Source(Protocol):
@@ -137,7 +139,7 @@ class Allocator:
         self._kept = 0.0
         self._at = now
         self._heard_of = 0
-        self._heard_until = now + FORGET if restarted else now
+        self._heard_until = now + _RETURN if restarted else now
         self.deadline = now + self._source.period
 
     @property

@@ -1,4 +1,4 @@
-"""One rate limit for clients on two nodes of a real cluster, whose tokens come from two replicas of the controller."""
+"""One rate limit for clients on two nodes of a real cluster, which two replicas of the controller may serve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.kube.mesh import Mesh, service, vip
 from tests.kube.pods import Space, eventually, pod, web
 
 RATE, BURST, SECONDS = 40, 20, 8
-# Asks on one connection after the other; says when it began and ended, and how often it was answered 200 and 429.
+# Asks on one connection after the other, with pauses; says when it began and ended, how often it was answered, and 200.
 ASK = """
 import http.client, json, sys, time
 counts, began = {}, time.time()
@@ -21,6 +21,7 @@ while time.time() < began + float(sys.argv[2]):
     status = connection.getresponse().status
     counts[status] = counts.get(status, 0) + 1
     connection.close()
+    time.sleep(float(sys.argv[3]))
 print(json.dumps([began, time.time(), counts.get(200, 0), sum(counts.values())]))
 """
 POLICY = {
@@ -47,17 +48,26 @@ def test_one_limit_holds_for_the_nodes_of_all_replicas(mesh: Mesh, shop: Space) 
 
     eventually(programmed)
     address = vip(shop, "web")
-    eventually(lambda: shop.run(f"client-{nodes[0]}", "python3", "-c", ASK, address, "0.1").returncode == 0)
-    for _ in range(2):
-        measure(shop, nodes, address)
+    eventually(lambda: shop.run(f"client-{nodes[0]}", "python3", "-c", ASK, address, "0.1", "0").returncode == 0)
+    measure(shop, nodes, address, busy=set(nodes))
+    for _ in range(4):  # on a machine with too much to do, a daemon may stand still for seconds
+        admitted, everything, limit = measure(shop, nodes, address, busy={nodes[0]})
+        if admitted >= 0.95 * limit:
+            break
+    else:
+        assert everything < 3 * limit, "what one node leaves was not given to the other"
 
 
-def measure(shop: Space, nodes: list[str], address: str) -> None:
-    """Ask from all nodes at a time."""
+def measure(shop: Space, nodes: list[str], address: str, busy: set[str]) -> tuple[int, int, float]:
+    """Ask from all nodes at a time, from those that are not `busy` a little.
+
+    How many were admitted, of how many, and how many one bucket would have admitted in that time without its burst.
+    """
     said: list[tuple[float, float, int, int]] = []
 
     def ask(node: str) -> None:
-        done = shop.run(f"client-{node}", "python3", "-c", ASK, address, str(SECONDS))
+        pause = "0" if node in busy else "0.5"
+        done = shop.run(f"client-{node}", "python3", "-c", ASK, address, str(SECONDS), pause)
         assert done.returncode == 0, done.stderr
         said.append(tuple(json.loads(done.stdout)))
 
@@ -72,3 +82,5 @@ def measure(shop: Space, nodes: list[str], address: str) -> None:
     print(f"{admitted} of {[all_ for *_, all_ in said]} admitted in {elapsed:.2f} s, {sum(admitted) / elapsed:.1f}/s")
     assert min(admitted) > 0
     assert sum(admitted) <= BURST + RATE * elapsed * 1.05
+    least = min(end for _, end, _, _ in said) - max(begin for begin, _, _, _ in said)
+    return sum(admitted), sum(all_ for *_, all_ in said), RATE * least
