@@ -133,12 +133,14 @@ _order = attrgetter("order")
 class RuleGroup(Group[Policy]):
     """The policies of one namespace and selector, and where their rules are found."""
 
-    __slots__ = ("_rules", "by_source", "found", "keys", "lengths", "of_requests")
+    __slots__ = ("_rules", "by_source", "found", "keys", "lengths", "names", "of_requests")
 
     def __init__(self) -> None:
         super().__init__()
         self.found: Mapping[_Place, tuple[Numbered, ...]] = {}
         """In their order."""
+        self.names: Mapping[str | None, int] = {}
+        """Of peers, and how many places there are for them."""
         self.lengths: Mapping[tuple[Kind, int], int] = {}
         """Of prefixes of paths, and how many places there are for them."""
         self.keys: Mapping[Kind, list[str]] = {}
@@ -171,7 +173,9 @@ class RuleGroup(Group[Policy]):
         left = [place for rule in leaving for place in rule.places()]
         taken = [(place, rule) for rule in coming for place in rule.places()]
         made.found = _moved(self.found, leaving, left, taken)
-        made.lengths = _counted(self.lengths, _lengths(place for place, _ in taken), _lengths(left))
+        come = [place for place, _ in taken]
+        made.names = _counted(self.names, (place[2] for place in come), (place[2] for place in left))
+        made.lengths = _counted(self.lengths, _lengths(come), _lengths(left))
         return made
 
 
@@ -278,13 +282,13 @@ class Rules:
 
     def of_connection(self, kind: Kind, facts: Facts) -> Iterator[Numbered]:
         """Those that match a connection, in order."""
-        for rule in self._in_order((kind, How.CONNECTION, name, "") for name in _called(facts)):
+        for rule in self._in_order((kind, How.CONNECTION, name, "") for name in self._called(facts)):
             if rule.matches(facts, Reads.CONNECTION):
                 yield rule
 
     def of_any_path(self, kind: Kind, facts: Facts) -> list[Numbered]:
         """Those that ask for no path and match some request of a peer, in order."""
-        places = ((kind, How.ANY, name, "") for name in _called(facts))
+        places = ((kind, How.ANY, name, "") for name in self._called(facts))
         return [rule for rule in self._in_order(places) if rule.matches(facts, Reads.EITHER)]
 
     def of_request(self, kind: Kind, facts: Facts, any_path: Collection[Numbered]) -> Iterator[Numbered]:
@@ -295,19 +299,24 @@ class Rules:
 
     def headers(self, facts: Facts) -> set[str]:
         """The attributes of headers that some rule asks for, of those that match some request of a peer."""
-        places = ((kind, How.HEADERS, name, "") for kind in self.kinds for name in _called(facts))
+        places = ((kind, How.HEADERS, name, "") for kind in self.kinds for name in self._called(facts))
         return {
             name for rule in self._in_order(places) if rule.matches(facts, Reads.EITHER) for name in rule.headers
         }  # fmt: skip
 
     def _of_path(self, kind: Kind, facts: Facts) -> Iterator[_Place]:
         path, lengths = facts.path, self._lengths[kind]
-        for name in _called(facts):
+        for name in self._called(facts):
             yield kind, How.EXACT, name, path
             for length in lengths:
                 if length > len(path):
                     break
                 yield kind, How.PREFIX, name, path[:length]
+
+    def _called(self, facts: Facts) -> list[str | None]:
+        """What rules call a peer, of what they may."""
+        names = (None,) if facts.principal is None else (facts.principal, facts.service_account, facts.namespace, None)
+        return [name for name in names if any(name in group.names for group in self._groups)]
 
     def _in_order(self, places: Iterable[_Place], others: Collection[Numbered] = ()) -> Collection[Numbered]:
         found: list[Collection[Numbered]] = [others] if others else []
@@ -318,10 +327,3 @@ class Rules:
         if len(found) <= 1:
             return found[0] if found else ()
         return sorted({rule for rules in found for rule in rules}, key=_order)
-
-
-def _called(facts: Facts) -> tuple[str | None, ...]:
-    """What rules may name a peer."""
-    if facts.principal is None:
-        return (None,)
-    return facts.principal, facts.service_account, facts.namespace, None

@@ -171,7 +171,7 @@ def test_changed_one_after_the_other_policies_are_what_they_are_made_anew(
 def _inside(group: RuleGroup) -> str:
     """All that a group consists of."""
     found = {place: [rule.order for rule in rules] for place, rules in group.found.items()}
-    parts = (found, group.lengths, group.keys, group.members)
+    parts = (found, group.names, group.lengths, group.keys, group.members)
     return repr([sorted(part.items(), key=repr) for part in parts] + [group.by_source, group.of_requests])
 
 
