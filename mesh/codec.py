@@ -72,7 +72,7 @@ def _decoder(of: Any) -> _Decoder:
     if origin in (Union, types.UnionType):
         return _union(args)
     if origin is tuple:
-        return _tuple(args[0])
+        return _tuple(args[0]) if args[-1] is Ellipsis else _row(args)
     if origin is dict:
         return _dict(*args)
     if dataclasses.is_dataclass(of):
@@ -122,6 +122,20 @@ def _tuple(of: Any) -> _Decoder:
         if set(map(type, raw)) == scalar:
             return tuple(raw)
         return tuple([item(value, f"{path}[{index}]") for index, value in enumerate(raw)])
+
+    return read
+
+
+def _row(kinds: tuple[Any, ...]) -> _Decoder:
+    """A tuple that has so many items and no other number."""
+    items = [_decoder(kind) for kind in kinds]
+
+    def read(raw: Any, path: str) -> Any:
+        if type(raw) is not list:
+            raise _fail(path, "array", raw)
+        if len(raw) != len(items):
+            raise DecodeError(f"{path}: expected {len(items)} items, got {len(raw)}")
+        return tuple([item(value, f"{path}[{n}]") for n, (item, value) in enumerate(zip(items, raw, strict=True))])
 
     return read
 

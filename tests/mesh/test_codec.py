@@ -49,6 +49,7 @@ class Tree:
     maybe: Leaf | None = None
     either: Leaf | Positive | None = None
     more: dict[str, str] = field(default_factory=dict)
+    pairs: tuple[tuple[str, int], ...] = ()
 
 
 names = st.text(max_size=8)
@@ -64,6 +65,7 @@ trees = st.builds(
     st.none() | leaves,
     st.none(),
     st.dictionaries(names, names, max_size=3),
+    st.lists(st.tuples(names, st.integers(0, 9)), max_size=2).map(tuple),
 )
 
 
@@ -135,10 +137,14 @@ def test_the_sample_that_is_spoilt_below_is_good() -> None:
         (7, ["Workload", []], r"\.either: unknown type 'Workload'"),
         (7, ["Positive", [-1]], r"Positive: -1 is not positive"),
         (8, {"a": None}, r"\.more\['a'\]: expected str, got NoneType"),
+        (9, [["a", 1], {}], r"\.pairs\[1\]: expected array, got dict"),
+        (9, [["a"]], r"\.pairs\[0\]: expected 2 items, got 1"),
+        (9, [["a", 1, 2]], r"\.pairs\[0\]: expected 2 items, got 3"),
+        (9, [["a", "1"]], r"\.pairs\[0\]\[1\]: expected int, got str"),
     ],
 )
 def test_the_first_field_that_is_wrong_is_named(index: int, value: object, message: str) -> None:
-    spoilt = [*GOOD, {}]
+    spoilt = [*GOOD, {}, []]
     spoilt[index] = value
     with pytest.raises(DecodeError, match=message):
         decode(Tree, msgpack.packb(spoilt))
