@@ -20,6 +20,8 @@ SILENCE = 2.0
 _LINGER = 0.02
 """Seconds for which a consumer that has few requests keeps a token that none of them took."""
 _SMOOTHING = 1.0
+_FEW = 5
+_MANY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class Share:
         elif not (now >= self._silent_at and self._own(now).take(now)):
             if not again:
                 self._missed += 1
-                self.hurry(now)
+                if self._missed < self.most_waiting:
+                    self.hurry(now)
             return False
         self._used += 1
         if self.stock * 2 < self._target:
@@ -198,6 +201,11 @@ class Share:
         missing elsewhere) but asks for each.
         """
         return self._alone is None and (self._plenty or not self._target)
+
+    @property
+    def most_waiting(self) -> int:
+        """How many such requests to hold at a time: few where tokens are scarce, since most would wait in vain."""
+        return _MANY if self._plenty else _FEW
 
     @property
     def alone(self) -> bool:

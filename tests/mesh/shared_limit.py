@@ -178,7 +178,7 @@ class Worker:
             mesh.arrived.append(one)
             if share.take(now):
                 mesh.admitted.append(one)
-            elif share.worth_waiting:
+            elif share.worth_waiting and len(self.held) < share.most_waiting:
                 self.held.append(now)
                 mesh.at(now + HOLD, self.expire)
         self.turn()

@@ -202,6 +202,22 @@ def test_a_token_that_came_too_late_is_soon_given_back_and_what_is_wanted_no_mor
     assert share.report(0.24).returned == 1
 
 
+def test_where_tokens_are_scarce_few_requests_wait_and_the_others_hurry_nobody() -> None:
+    share = Share(TEN, 0.0, consumers=99)
+    assert share.most_waiting > 1_000
+    share.report(0.0)
+    share.granted(Grant(0, 99, plenty=False), 0.0)
+    assert share.worth_waiting
+    for _ in range(20):
+        assert not share.take(0.01)
+    assert share.due == 0.01
+    assert share.most_waiting == 5
+    share.report(0.02)
+    share.granted(Grant(0, 99, plenty=False), 0.03)
+    assert not share.take(0.04)
+    assert share.due > 0.1, "one more of many is no reason to ask at once"
+
+
 def test_a_consumer_on_its_own_keeps_what_it_made_for_itself() -> None:
     share = Share(TEN, 0.0, consumers=2)
     assert share.available(SILENCE + 10.0) == 5

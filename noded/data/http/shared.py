@@ -18,7 +18,6 @@ from noded.data.timers import Timer, Timers
 
 _HOLD_SECONDS = 0.1
 """How long a request waits for a token that it may well get."""
-_MOST_HELD = 10_000
 _SPACING = 0.01
 _IDLE_SECONDS = 10.0
 """Without requests; then the tokens are given back and no more is said."""
@@ -58,7 +57,8 @@ class SharedTokens:
 
     def hold(self, resume: Resume) -> bool:
         """See `Tokens`."""
-        if self.share is None or not self.share.worth_waiting or len(self._held) >= _MOST_HELD:
+        share = self.share
+        if share is None or not share.worth_waiting or len(self._held) >= share.most_waiting:
             return False
         held = _Held(resume)
         held.timer = self._all.timers.after(_HOLD_SECONDS, lambda: self._expired(held))
