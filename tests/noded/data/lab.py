@@ -242,15 +242,24 @@ class Lab:
 
     async def publish(self) -> None:
         """Give every worker the mesh as it is now."""
-        self.revision += 1
+        await self._tell(
+            Update(
+                "test", self.revision + 1, 0, True, self.config,
+                workloads=tuple(self.workload(p) for p in self.pods.values()), services=self.services,
+                has_policies=True, policies=self.policies, peer_auths=self.peer_auths,
+                routes=self.routes, traffic=self.traffic, request_auths=self.request_auths,
+            )
+        )  # fmt: skip
+
+    async def change(self, *policies: Policy, removed: tuple[str, ...] = ()) -> None:
+        """Tell them of some policies that come, and of others that go."""
+        base = self.revision
+        await self._tell(Update("test", base + 1, base, False, self.config, removed=removed, policies=policies))
+
+    async def _tell(self, update: Update) -> None:
+        self.revision = update.revision
         for pod in self.pods.values():
             if pod.link is not None:
-                update = Update(
-                    "test", self.revision, 0, True, self.config,
-                    workloads=tuple(self.workload(p) for p in self.pods.values()), services=self.services,
-                    has_policies=True, policies=self.policies, peer_auths=self.peer_auths,
-                    routes=self.routes, traffic=self.traffic, request_auths=self.request_auths,
-                )  # fmt: skip
                 await pod.link.send(messages.MeshUpdate(update))
                 await self.expect(pod, messages.Applied)
 

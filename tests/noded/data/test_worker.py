@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,38 @@ async def test_a_deny_policy_resets_live_connections_and_new_ones(pair: Lab) -> 
     await trio.sleep(0.4)
     assert [line["policy"] for line in web.access_log()] == ["shop/no-client"] * 2
     assert [line["flags"] for line in web.access_log()] == ["RBAC"] * 2
+
+
+async def test_live_connections_follow_each_change_of_a_policy(pair: Lab) -> None:
+    client, web = pair.pods["client"], pair.pods["web"]
+    mine = (Rule((Source(principals=(client.identity.removeprefix("spiffe://"),)),)),)
+    nobody, deny = Policy("deny", "shop", Action.DENY, mine, {"no": "such"}), Policy("deny", "shop", Action.DENY, mine)
+    allow = Policy("allow", "shop", Action.ALLOW, mine)
+
+    def answers(sock: socket.socket) -> bool:
+        try:
+            sock.sendall(b"a")
+            return sock.recv(1) == b"a"
+        except (ConnectionResetError, BrokenPipeError):
+            return False
+
+    live: socket.socket | None = None
+    with server(web, 8080, echo):
+        for change, removed, lives in (
+            ((nobody,), (), True),
+            ((allow,), (), True),
+            ((deny,), (), False),  # the same one, which selects the workload now
+            ((), ("p:shop/deny", "p:shop/none"), True),
+            ((replace(deny, dry_run=True),), (), True),
+            ((replace(deny, namespace="other"), replace(allow, rules=())), (), False),
+        ):
+            await pair.change(*change, removed=removed)
+            if live is None:
+                live = await trio.to_thread.run_sync(client.connect, VIP, 80)
+            assert await trio.to_thread.run_sync(answers, live) is lives, change
+            if not lives:
+                live.close()
+                live = None
 
 
 async def test_plaintext_from_outside_is_let_in_until_mutual_tls_is_strict(pair: Lab) -> None:
