@@ -3,13 +3,16 @@ import signal
 import socket
 import stat
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 import trio
 
+from controller.publish import Publisher
 from mesh.identity import Identity
 from mesh.model import Enrolment
+from mesh.sync import Update
 from noded.control import enrolment, syncer, view
 from noded.control.credential import parse
 from noded.control.failure import CannotRun
@@ -207,6 +210,44 @@ async def test_after_a_crash_and_without_the_controller_everything_comes_back(me
             await mesh.connected()
             assert (await mesh.enrol("api")).status_code == 200
             assert set(mesh.controller.home.register.enrolled) == {"shop/web", "shop/api"}
+
+
+_SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{port: 80}], clusterIPs: [10.96.0.1]}
+"""
+
+
+async def test_what_does_not_apply_is_rejected_and_leaves_what_was_in_force(
+    mesh: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh.controlled():
+        mesh.token()
+        async with mesh.node():
+            await mesh.connected()
+            await mesh.enrol("web", labels={"app": "web"})
+            publisher, sent = mesh.controller.publisher, list[bool]()
+
+            def spoilt(*args: Any) -> Update:
+                update = Publisher.update(publisher, *args)
+                sent.append(update.full)
+                return replace(update, removed=(*update.removed, "x:nothing"))
+
+            monkeypatch.setattr(publisher, "update", spoilt)
+            mesh.controller.home.resources.apply([("s", _SERVICE)])
+            status = mesh.controller.link.statuses["node-a"]
+            await eventually(lambda: True in sent and "x:nothing" in status.last_nack)
+            assert not sent[0]
+            in_force = (await mesh.get("/status"))["snapshot"]["revision"]
+            assert in_force < publisher.revision
+            assert {told["revision"] for told in await mesh.told()} == {in_force}
+            assert not (await mesh.get("/mesh/services"))["items"]
+            monkeypatch.undo()
+            publisher.touch()
+            await mesh.until("/mesh/services", lambda found: [one["name"] for one in found["items"]] == ["web"])
+            await eventually(lambda: not status.last_nack)
 
 
 async def test_a_replaced_worker_gets_all_that_the_one_before_had(mesh: World) -> None:
