@@ -39,8 +39,9 @@ def test_a_static_pod_is_captured_when_it_starts_and_found_when_it_runs(
         shop.ready(name)
         assert mesh.meshed(shop.name) == {name}  # before it was ready
         shop.start(idle("client", "node-a"))
-        eventually(lambda: shop.fetch("client", f"{shop.address(name)}:8080") == name)
-        eventually(lambda: mesh.opened()["client", name, "destination"] >= 1)
+        at = f"{shop.address(name)}:8080"
+        # Again and again: as long as the client's node has not heard of it, a request goes in plaintext.
+        eventually(lambda: shop.fetch("client", at) == name and mesh.opened()["client", name, "destination"])
         cluster.kubectl("label", "namespace", shop.name, "nodemesh.dev/mode-")
         eventually(lambda: mesh.meshed(shop.name) == set())
         cluster.kubectl("label", "namespace", shop.name, "nodemesh.dev/mode=enabled")
