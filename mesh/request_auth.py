@@ -102,10 +102,13 @@ class TokenRules:
     def of(
         cls, auths: Iterable[RequestAuth], *, namespace: str, labels: Mapping[str, str], root_namespace: str
     ) -> TokenRules | None:
-        """Those of the workload with these labels in this namespace; None if there are none."""
+        """Those of the workload with these labels in this namespace, by key; None if there are none.
+
+        Of several tokens in a request the first rule's counts: in whichever order rules came, all nodes are to agree.
+        """
         rules = tuple(
             _prepared(rule)
-            for auth in auths
+            for auth in sorted(auths, key=lambda auth: (auth.key, sorted(auth.selector.items())))
             if applies(auth, namespace=namespace, labels=labels, root_namespace=root_namespace)
             for rule in auth.rules
         )

@@ -144,6 +144,24 @@ def rules(*of: JwtRule, **selector: str) -> TokenRules | None:
     return TokenRules.of((auth,), namespace="shop", labels={"app": "web"}, root_namespace="nodemesh-system")
 
 
+def test_rules_have_one_order_however_they_came() -> None:
+    places: tuple[tuple[str, str, dict[str, str]], ...] = (
+        ("b", "shop", {}),
+        ("a", "shop", {"app": "web"}),
+        ("a", "shop", {}),
+        ("z", "nodemesh-system", {}),
+    )
+    auths = [
+        RequestAuth(name, namespace, (JwtRule(f"{name}{n}", ""),), selector)
+        for n, (name, namespace, selector) in enumerate(places)
+    ]
+    for n in range(len(auths)):
+        given = auths[n:] + auths[:n]
+        found = TokenRules.of(given, namespace="shop", labels={"app": "web"}, root_namespace="nodemesh-system")
+        assert found is not None
+        assert [rule.issuer for rule in found.rules] == ["z3", "a2", "a1", "b0"]
+
+
 def test_rules_are_for_the_workloads_that_they_select() -> None:
     assert rules(JwtRule("i", "")) is not None
     assert rules(JwtRule("i", ""), app="web") is not None
