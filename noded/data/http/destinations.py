@@ -88,9 +88,12 @@ class Destination:
         split = self.policy is not None and self.policy.versions
         return NO_VERSION if split and self.service.endpoints else NO_ENDPOINT
 
-    def pick(self, now: float, hash_key: bytes | None, tried: Collection[Host]) -> Host | None:
-        """An endpoint."""
-        return self.hosts.pick(now, random.random(), hash_key, tried)
+    def pick(self, now: float, hash_key: bytes | None, tried: tuple[Host, ...]) -> Host | None:
+        """An endpoint, another than those that were tried; if all were, another than the last."""
+        host = self.hosts.pick(now, random.random(), hash_key, tried)
+        if host in tried:  # the one that fails at once has the fewest requests: it would be chosen again and again
+            host = self.hosts.pick(now, random.random(), hash_key, tried[-1:])
+        return host
 
 
 class Destinations:
