@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mesh import jwt
-from mesh.authz.selection import applies
 from mesh.message import Request
-from mesh.model import JwtRule, RequestAuth
-from mesh.request_auth import TokenRules, is_preflight
+from mesh.model import RequestAuth
+from mesh.request_auth import TokenRules, applying, is_preflight
 from mesh.signatures import KeySet
 
 
@@ -59,37 +58,24 @@ def believe(
     Edits the request as the workload's node would. `now`: Unix seconds.
     """
     where: dict[str, Any] = {"namespace": namespace, "labels": labels, "root_namespace": root_namespace}
-    own = [auth for auth in auths if applies(auth, **where)]
+    own = applying(auths, **where)
     rules = TokenRules.of(own, **where)
     if rules is None or is_preflight(request):
         return Believed((), None, None)
     rules.clean(request.headers)
     tried: list[Tried] = []
-    for one, prepared in zip(_tried(own, token, now), rules.rules, strict=True):
-        tried.append(one)
-        if not one.problem:
-            said = jwt.read(token)
-            prepared.accept(request, token, said.claims)
-            return Believed(tuple(tried), said.facts, None)
+    stated = [(auth.key, index, rule) for auth in own for index, rule in enumerate(auth.rules)]
+    for (policy, index, rule), prepared in zip(stated, rules.rules, strict=True):
+        try:
+            said = prepared.read(token, now)
+            if wrong := KeySet(rule.jwks).check(token):
+                raise jwt.BadToken(wrong)
+        except jwt.BadToken as error:
+            tried.append(Tried(policy, index, rule.issuer, rule.audiences, error.reason, error.detail, error.status))
+            continue
+        tried.append(Tried(policy, index, rule.issuer, rule.audiences, ""))
+        prepared.accept(request, token, said.claims)
+        return Believed(tuple(tried), said.facts, None)
     # That of a rule for another issuer is told only if there is nothing better to tell.
     told = [one for one in tried if one.problem != jwt.UNKNOWN_ISSUER]
     return Believed(tuple(tried), None, told[0] if told else tried[-1])
-
-
-def _tried(auths: Iterable[RequestAuth], token: bytes, now: float) -> Iterator[Tried]:
-    for auth in auths:
-        for index, rule in enumerate(auth.rules):
-            problem, detail, status = _problem(rule, token, now)
-            yield Tried(auth.key, index, rule.issuer, rule.audiences, problem, detail, status)
-
-
-def _problem(rule: JwtRule, token: bytes, now: float) -> tuple[str, str, int]:
-    try:
-        jwt.read(token).check(rule.issuer, rule.audiences, now)
-        if not rule.jwks:
-            raise jwt.BadToken("Jwks remote fetch is failed", detail=rule.problem)
-        if wrong := KeySet(rule.jwks).check(token):
-            raise jwt.BadToken(wrong)
-    except jwt.BadToken as error:
-        return error.reason, error.detail, error.status
-    return "", "", 0

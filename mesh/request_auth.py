@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from mesh.authz.selection import applies
 from mesh.jwks import name as key_set_name
-from mesh.jwt import payload
+from mesh.jwt import BadToken, Token, payload, read
 from mesh.message import Headers, Request
 from mesh.model import JwtRule, RequestAuth
 
@@ -45,6 +45,14 @@ class TokenRule:
     payload_header: bytes
     claim_headers: tuple[tuple[bytes, tuple[str, ...]], ...]
     """Header, and path to the claim."""
+
+    def read(self, token: bytes, now: float) -> Token:
+        """What a token says that is valid by this rule, but for its signature, at `now` (Unix). Raises `BadToken`."""
+        said = read(token)
+        said.check(self.issuer, self.audiences, now)
+        if not self.key_set:
+            raise BadToken("Jwks remote fetch is failed", detail=self.problem)
+        return said
 
     def tokens(self, request: Request) -> list[bytes]:
         """Those in the places that it looks at."""
@@ -102,16 +110,9 @@ class TokenRules:
     def of(
         cls, auths: Iterable[RequestAuth], *, namespace: str, labels: Mapping[str, str], root_namespace: str
     ) -> TokenRules | None:
-        """Those of the workload with these labels in this namespace, by key; None if there are none.
-
-        Of several tokens in a request the first rule's counts: in whichever order rules came, all nodes are to agree.
-        """
-        rules = tuple(
-            _prepared(rule)
-            for auth in sorted(auths, key=lambda auth: (auth.key, sorted(auth.selector.items())))
-            if applies(auth, namespace=namespace, labels=labels, root_namespace=root_namespace)
-            for rule in auth.rules
-        )
+        """Those of the workload with these labels in this namespace; None if there are none."""
+        own = applying(auths, namespace=namespace, labels=labels, root_namespace=root_namespace)
+        rules = tuple(_prepared(rule) for auth in own for rule in auth.rules)
         if not rules:
             return None
         made = {rule.payload_header for rule in rules if rule.payload_header}
@@ -122,6 +123,18 @@ class TokenRules:
         """Drop what only we may say, of a request's headers or trailers."""
         if self.made:
             headers[:] = [pair for pair in headers if same(pair[0]) not in self.made]
+
+
+def applying(
+    auths: Iterable[RequestAuth], *, namespace: str, labels: Mapping[str, str], root_namespace: str
+) -> list[RequestAuth]:
+    """Those of the workload with these labels in this namespace, by key, as `TokenRules` has their rules.
+
+    Of several tokens in a request the first rule's counts: in whichever order rules came, all nodes are to agree.
+    """
+    where: dict[str, Any] = {"namespace": namespace, "labels": labels, "root_namespace": root_namespace}
+    own = [auth for auth in auths if applies(auth, **where)]
+    return sorted(own, key=lambda auth: (auth.key, sorted(auth.selector.items())))
 
 
 def same(name: bytes) -> bytes:

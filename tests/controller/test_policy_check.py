@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -253,6 +254,7 @@ def test_on_a_port_that_is_not_http_the_connection_is_judged() -> None:
 
 ISSUER = "https://login.example.com"
 KEY, OTHER = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+KEYS = json.dumps({"keys": [ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]})
 
 
 def token(key: ec.EllipticCurvePrivateKey = KEY, **claims: Any) -> str:
@@ -261,9 +263,8 @@ def token(key: ec.EllipticCurvePrivateKey = KEY, **claims: Any) -> str:
 
 def believing(*policies: str, app: str = "web", **rule: Any) -> World:
     """A workload that takes tokens of the issuer."""
-    keys = json.dumps({"keys": [ECAlgorithm.to_jwk(KEY.public_key(), as_dict=True)]})
-    foreign = {"issuer": "https://other.example", "jwks": keys}
-    rules = [foreign, {"issuer": ISSUER, "jwks": keys, "audiences": ["shop"], **rule}]
+    foreign = {"issuer": "https://other.example", "jwks": KEYS}
+    rules = [foreign, {"issuer": ISSUER, "jwks": KEYS, "audiences": ["shop"], **rule}]
     spec = {"selector": {"matchLabels": {"app": app}}, "jwtRules": rules}
     return build(
         SERVICE + manifest("RequestAuthentication", "tokens", spec) + "".join(policies),
@@ -331,6 +332,20 @@ def test_that_a_token_would_do_is_not_said_where_a_custom_policy_stands_against_
     custom = {"action": "CUSTOM", "provider": {"name": "gone"}, "rules": [{}]}
     world = believing(manifest("AuthorizationPolicy", "ask", custom))
     assert with_token(world, token(exp=1)).why["flips"] == []
+
+
+def test_in_whichever_order_rules_are_known_the_one_of_the_token_says_what_becomes_of_it() -> None:
+    asking = {"rules": [{"when": [{"key": "request.headers[x-group]", "values": ["readers"]}]}]}
+    another = {"selector": {"matchLabels": {"app": "web"}}, "jwtRules": [{"issuer": "https://z", "jwks": KEYS}]}
+    world = believing(
+        manifest("AuthorizationPolicy", "group", asking),
+        manifest("RequestAuthentication", "another", another),
+        outputClaimToHeaders=[{"header": "x-group", "claim": "groups"}],
+    )
+    for auths in (world.request_auths, world.request_auths[::-1]):
+        answer = with_token(replace(world, request_auths=auths), token(groups="readers"))
+        assert answer.allowed
+        assert [one["policy"] for one in answer.why["token"]["tried"]] == ["shop/another"] + 2 * ["shop/tokens"]
 
 
 def test_a_text_that_is_no_token_is_refused_and_one_of_nobody_known() -> None:

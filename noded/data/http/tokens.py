@@ -147,10 +147,7 @@ class Tokens:
             question.told.append(told)
             return
         try:
-            read = jwt.read(token)
-            read.check(rule.issuer, rule.audiences, now)
-            if not rule.key_set:
-                raise jwt.BadToken("Jwks remote fetch is failed", detail=rule.problem)
+            read = rule.read(token, now)
             mine = self._sources.get(source)
             if mine is not None and mine.open >= _MAX_ASKED - len(self._asked):
                 raise jwt.BadToken("too many tokens are being checked", 503)
