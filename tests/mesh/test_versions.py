@@ -33,7 +33,7 @@ class Mesh:
 
     def __init__(self, counts: Mapping[str, int], weights: Mapping[str, int], **balancing: object) -> None:
         self.counts, self.now = dict(counts), 0.0
-        self.hosts = VersionedHosts(LoadBalancing(**balancing))  # type: ignore[arg-type]
+        self.hosts = VersionedHosts(LoadBalancing(**balancing))  # type: ignore[arg-type]  # each is of its own type
         self.set(weights)
 
     def set(self, weights: Mapping[str, int], local: tuple[str, ...] = (), **counts: int) -> None:

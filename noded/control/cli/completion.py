@@ -8,7 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from mesh.present.failure import Failure
-from mesh.present.options import examples
+from mesh.present.options import examples, qualified
 from noded.control.cli.client import Client
 
 _PATIENCE = 0.5
@@ -17,6 +17,15 @@ _PATIENCE = 0.5
 def workload_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """`namespace/name` of the local workloads that begin so; none if noded doesn't say at once."""
     return [uid for uid in _local(context) if uid.startswith(incomplete)]
+
+
+workload_option = click.option(
+    "--workload",
+    metavar="NS/NAME",
+    callback=qualified,
+    shell_complete=workload_names,
+    help="Only this local workload's.",
+)
 
 
 def service_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

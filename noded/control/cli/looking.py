@@ -9,13 +9,13 @@ import click
 
 from mesh.present import columns as mesh_columns
 from mesh.present.failure import Exit
-from mesh.present.options import examples, output_options, qualified, watch_options
+from mesh.present.options import examples, output_options, watch_options
 from mesh.present.table import Look, Output, fields, structured, table
 from mesh.present.units import age, ago, count
 from mesh.present.watch import Watch
 from noded.control.cli import columns
 from noded.control.cli.client import Client
-from noded.control.cli.completion import workload_names
+from noded.control.cli.completion import workload_option
 from noded.control.cli.terminal import show, watch
 
 
@@ -131,13 +131,7 @@ def certs(client: Client, look: Look) -> None:
     "nodectl connections --watch -o json | jq -r 'select(.type == \"DELETED\").object.source'",
 )
 @click.command()
-@click.option(
-    "--workload",
-    metavar="NS/NAME",
-    callback=qualified,
-    shell_complete=workload_names,
-    help="Only this local workload's.",
-)
+@workload_option
 @watch_options
 @output_options
 @click.pass_obj

@@ -12,7 +12,7 @@ from mesh.present.options import examples, output_options, qualified
 from mesh.present.table import Look, Output, structured, table
 from noded.control.cli import columns
 from noded.control.cli.client import Client
-from noded.control.cli.completion import service_names, workload_names
+from noded.control.cli.completion import service_names, workload_option
 from noded.control.cli.terminal import show
 
 
@@ -22,13 +22,7 @@ from noded.control.cli.terminal import show
     "nodectl requests --watch -o json | jq -r .request_id",
 )
 @click.command()
-@click.option(
-    "--workload",
-    metavar="NS/NAME",
-    callback=qualified,
-    shell_complete=workload_names,
-    help="Only this local workload's.",
-)
+@workload_option
 @click.option("--path", metavar="GLOB", help="Only these: `/api/*`.")
 @click.option("--method", help="Only this one.")
 @click.option("--code", metavar="CODE", help="Only this status: `503`, or `5xx`.")
